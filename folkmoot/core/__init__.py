@@ -1,0 +1,1 @@
+"""The replicated core: consensus, storage, sessions, and the loops that drive them."""

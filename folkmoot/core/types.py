@@ -1,0 +1,40 @@
+"""The small shared vocabulary: ids, consistency levels, connection states.
+
+Ground layer: imports nothing of the package and may be imported by every layer.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NewType
+
+NodeId = NewType("NodeId", int)
+"""A member's stable id, a positive integer. Never an address, never used again for another member."""
+
+SessionId = NewType("SessionId", int)
+"""The index of the entry that opened the session."""
+
+ResourceId = NewType("ResourceId", int)
+"""The index of the entry that created the resource."""
+
+
+class Consistency(enum.StrEnum):
+    """What a read promises (dissertation §6.4)."""
+
+    LINEARIZABLE = "linearizable"
+    """Sees every write that was acknowledged before the read began. Needs no clock. The default."""
+    LEASE = "lease"
+    """As linearizable while clocks drift less than the configured bound; served without a round."""
+    SEQUENTIAL = "sequential"
+    """From any server; never behind this session's own writes, reads and events."""
+
+
+class ConnectionState(enum.StrEnum):
+    """What a client knows of its session."""
+
+    CONNECTED = "connected"
+    SUSPENDED = "suspended"
+    """No contact with a leader: whether grants are still owned is uncertain until the local deadline."""
+    EXPIRED = "expired"
+    """The session has ended, or may have: every grant of it is lost."""
+    CLOSED = "closed"
