@@ -1,0 +1,1 @@
+"""Folkmoot: distributed primitives on one Raft log."""

@@ -1,0 +1,1 @@
+"""Frames, the codec and links: in memory and over TCP."""

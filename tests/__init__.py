@@ -1,0 +1,1 @@
+"""The tests mirror the package; `sim`, `faults` and `e2e` stand beside."""
