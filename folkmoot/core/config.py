@@ -111,6 +111,8 @@ class LimitsConfig:
     """Replicated. A key."""
     value_bytes_max: int = _number(512 << 10, 1, 1 << 26)
     """Replicated. A value or message."""
+    pending_bytes_max: int = _number(64 << 20, 1 << 16, 1 << 32)
+    """Commands of a server's clients that wait for the log; beyond it commands are refused with Overloaded."""
     pending_reads_per_client: int = _number(16_384, 1, 1 << 20)
     """Reads of one connection that wait; refused with Overloaded beyond it."""
 
@@ -144,6 +146,10 @@ class NodeConfig:
     members: tuple[Member, ...] = ()
     """The first members, the same list on each. Ignored (and said so when it differs) once the data directory exists.
     Empty: a cluster of this one node."""
+    peer_listen: str = ""
+    """host:port to listen on for members; empty: this member's own peer_address."""
+    client_listen: str = ""
+    """host:port to listen on for clients; empty: this member's own client_address."""
     data_dir: str | None = None
     """None keeps everything in memory: gone when the process ends."""
     raft: RaftConfig = attrs.field(factory=RaftConfig)
@@ -158,6 +164,13 @@ class NodeConfig:
             raise ConfigError(f"members name a node id twice: {sorted(ids)}")
         if self.members and self.node_id not in ids:
             raise ConfigError(f"node_id {self.node_id} is not among the members {sorted(ids)}")
+
+    def member(self) -> Member:
+        """This member's own line of the list; without a list it is reached in memory, by its name."""
+        for member in self.members:
+            if member.node_id == self.node_id:
+                return member
+        return Member(node_id=self.node_id, peer_address=f"peer-{self.node_id}", client_address=f"node-{self.node_id}")
 
 
 @attrs.frozen(kw_only=True)

@@ -25,6 +25,8 @@ answer to such a command is `[resource id, answer, note]` (note: nil, or how the
 from __future__ import annotations
 
 import enum
+import struct
+from collections.abc import Sequence
 from typing import Any
 
 from folkmoot.core.batch import COMMANDS_HEADER
@@ -59,6 +61,7 @@ class FrameType(enum.IntEnum):
     LEADER = 16
     ADMIN = 17
     ADMIN_RESULT = 18
+    REFUSED_COMMANDS = 19
     # 32 and above: between members, see core/peer.py and core/raft/messages.py
 
 
@@ -81,6 +84,7 @@ BODIES: dict[int, tuple[tuple[type, ...], ...]] = {
     FrameType.READ_RESULTS: ((int,), (int,), (list,), (list, _NONE)),
     FrameType.LEADER: ((int,), (str,)),
     FrameType.ADMIN: ((int,), (str,), (list,)),
+    FrameType.REFUSED_COMMANDS: ((int,), (str,), (str,)),
     FrameType.ADMIN_RESULT: ((int,), (str, _NONE), (str, list, dict, int, bool, _NONE)),
 }
 """The body of each frame that is a msgpack array: the types of its fields, in this order:
@@ -102,6 +106,8 @@ READ_RESULTS    request id, index, values, errors (as RESULTS)
 LEADER          leader's node id (0: none), leader's client address
 ADMIN           request id, operation, arguments
 ADMIN_RESULT    request id, error code (nil: none), result or message
+REFUSED_COMMANDS first sequence, error code, message: it and all commands of this connection behind it were not taken and never
+                will be; the client goes on from that sequence with other commands
 COMMANDS is not an array: COMMANDS_HEADER (see core/batch.py) and a msgpack array of operations, as it goes into the log.
 """
 
@@ -134,6 +140,49 @@ def encode_commands(
 ) -> bytes:
     """The body of a COMMANDS frame, which is also the payload of a COMMANDS group."""
     return COMMANDS_HEADER.pack(session_id, first_sequence, low_water, event_index) + pack(operations)
+
+
+def pack_operation(name: str, args: Sequence[Any], fence: tuple[int, int] | None = None) -> bytes:
+    """An operation without its resource: what stands behind the resource in its array.
+
+    Raises UsageError for arguments that are not plain data or that nest too deep to arrive.
+    """
+    fields = (name, args) if fence is None else (name, args, fence)
+    # Packed at the depth that it has in a READ, so that what passes here passes the server's gate.
+    return pack(((fields,),))[3:]
+
+
+def pack_resource(resource: Any, *, fenced: bool = False) -> bytes:
+    """The head of an operation's array, with its resource: put before what `pack_operation` gave."""
+    return (b"\x94" if fenced else b"\x93") + pack(resource)
+
+
+def _array(items: Sequence[bytes]) -> bytes:
+    """The msgpack array of items that are packed already."""
+    count = len(items)
+    if count < 16:
+        header = bytes((0x90 | count,))
+    elif count < 1 << 16:
+        header = struct.pack(">BH", 0xDC, count)
+    else:
+        header = struct.pack(">BI", 0xDD, count)
+    return header + b"".join(items)
+
+
+def commands_frame(
+    session_id: int, first_sequence: int, low_water: int, event_index: int, operations: Sequence[bytes]
+) -> bytes:
+    """A COMMANDS frame of operations that are packed already (see `pack_operation`)."""
+    header = COMMANDS_HEADER.pack(session_id, first_sequence, low_water, event_index)
+    return encode_frame(FrameType.COMMANDS, header + _array(operations))
+
+
+def read_frame(
+    request_id: int, consistency: str, at_least: int, after_sequence: int, operations: Sequence[bytes]
+) -> bytes:
+    """A READ frame of operations that are packed already (see `pack_operation`)."""
+    fields = (pack(request_id), pack(consistency), pack(at_least), pack(after_sequence))
+    return encode_frame(FrameType.READ, _array((*fields, _array(operations))))
 
 
 def decode_operations(payload: bytes) -> list[Any]:

@@ -1,0 +1,109 @@
+"""What operators ask of one server: its status, its sessions, and to hand leadership over.
+
+Pure: no I/O, no clock, no randomness. Each server answers for itself; whoever wants the cluster's view asks every member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from folkmoot.core.errors import BadCommand, NotLeader
+from folkmoot.core.types import NodeId
+
+if TYPE_CHECKING:
+    from folkmoot.core.replica import Replica
+
+SESSIONS_MAX = 1000
+"""Sessions in one answer."""
+
+
+def status(replica: Replica, arguments: list[Any], now: float) -> dict[str, Any]:
+    """This server's view of the cluster and of itself. Times in seconds, sizes in bytes."""
+    raft, multiplexer = replica.raft, replica.multiplexer
+    consensus = raft.status()
+    progress = consensus.get("progress", {})
+    configuration = raft.configuration
+    leader, leader_address = replica.leader_fields()
+    members = []
+    for node_id, (peer_address, client_address) in sorted(configuration.members.items()):
+        known = progress.get(node_id, {})
+        members.append(
+            {
+                "node_id": node_id,
+                "peer_address": peer_address,
+                "client_address": client_address,
+                "voter": node_id in configuration.voters,
+                "match_index": raft.last_index if node_id == replica.node_id else known.get("match"),
+                "state": "self" if node_id == replica.node_id else known.get("state"),
+                "last_contact_s": known.get("last_contact_s"),
+            }
+        )
+    return {
+        "node_id": replica.node_id,
+        "cluster": replica.config.cluster,
+        "cluster_id": replica.cluster_id.hex(),
+        "role": raft.role.value,
+        "term": raft.term,
+        "leader": leader or None,
+        "leader_address": leader_address or None,
+        "commit_index": raft.commit_index,
+        "applied_index": multiplexer.index,
+        "last_index": raft.last_index,
+        "log_time": multiplexer.time,
+        "uptime_s": round(now - replica.started_at, 3),
+        "members": members,
+        "sessions": len(multiplexer.sessions),
+        "resources": len(multiplexer.directory),
+        "connections": len(replica.front.connections),
+        "storage": replica.storage.status(),
+        "loop": {
+            "turns": replica.counts.turns,
+            "entries_applied": replica.counts.entries_applied,
+            "batches_proposed": replica.counts.batches_proposed,
+            "groups_dropped": replica.counts.groups_dropped,
+            "stalls": replica.counts.stalls,
+            "reads_waiting": replica.reads.waiting(),
+            "commands_waiting_bytes": replica.intake.size_bytes,
+        },
+    }
+
+
+def transfer_leader(replica: Replica, arguments: list[Any], now: float) -> int:
+    """Hand leadership to a member (0: the best one). The answer is the index at which it was asked for."""
+    if len(arguments) != 1 or type(arguments[0]) is not int:
+        raise BadCommand("transfer_leader takes a node id (0: the best follower)")
+    leader, address = replica.leader_fields()
+    if leader != replica.node_id:
+        raise NotLeader(f"server {replica.node_id} does not lead; the leader is {leader or 'unknown'} at {address or '-'}")
+    target = arguments[0]
+    if target and target not in replica.raft.configuration.voters:
+        raise BadCommand(f"member {target} is no voter; voters are {sorted(replica.raft.configuration.voters)}")
+    replica.raft.transfer_leadership(NodeId(target) if target else None, now)
+    return replica.raft.last_index
+
+
+def sessions(replica: Replica, arguments: list[Any], now: float) -> list[dict[str, Any]]:
+    """The first open sessions by id, at most SESSIONS_MAX."""
+    limit = arguments[0] if arguments and type(arguments[0]) is int else SESSIONS_MAX
+    multiplexer = replica.multiplexer
+    found = []
+    for session in multiplexer.sessions.oldest(min(limit, SESSIONS_MAX)):
+        found.append(
+            {
+                "session_id": session.session_id,
+                "name": session.name,
+                "timeout_ms": session.timeout_ms,
+                "silent_ms": max(multiplexer.time - session.last_seen, 0),
+                "pending_events": session.pending_events,
+                "open_resources": len(session.opened),
+            }
+        )
+    return found
+
+
+ADMIN_OPERATIONS: Mapping[str, Callable[[Replica, list[Any], float], Any]] = {
+    "status": status,
+    "transfer_leader": transfer_leader,
+    "sessions": sessions,
+}

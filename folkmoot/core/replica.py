@@ -1,0 +1,379 @@
+"""What a server does with everything that arrived in one turn of its loop.
+
+Pure: no I/O, no clock, no randomness of its own, no threads. `core/server.py` drives it with real links, files and clocks; the
+simulator drives it with none. Whoever drives it hands in inputs (`peer_frame`, `client_frames`, `durable`, ...) and then calls
+`turn(now)` once for all of them; what should happen leaves through three small ports: links, peers, storage.
+
+    inputs of one turn -> route (propose, or forward to the leader) -> raft.ready(): messages, writes
+                       -> apply what is committed -> results and events, one write per connection -> reads
+
+Everything is handled in bulk: a turn with a hundred commands costs about what a turn with one costs, plus the commands' own
+work. Nothing here awaits, so nothing is ever half-changed between two inputs.
+
+The connected server alone speaks to its client: it answers a command when it has applied the entry itself, whoever leads. So no
+answer travels between servers, and the order of delivery is the order of the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import attrs
+
+from folkmoot.core.batch import COMMANDS_HEADER, Batch, Group, Kind
+from folkmoot.core.config import NodeConfig
+from folkmoot.core.connection import ClientConnection
+from folkmoot.core.errors import Overloaded, RemoteProtocolError, SequenceGap, Unavailable
+from folkmoot.core.front import Front
+from folkmoot.core.intake import Intake
+from folkmoot.core.multiplexer import Applied, Multiplexer
+from folkmoot.core.forwarding import FORWARD, decode_forward, encode_forward
+from folkmoot.core.raft import Raft, Ready, Role, Write
+from folkmoot.core.raft.messages import decode_message, encode_message
+from folkmoot.core.reading import ReadDesk
+from folkmoot.core.requests import FrameType
+from folkmoot.core.sessions import decode_keep_alive, encode_expire, encode_keep_alive
+from folkmoot.core.types import NodeId
+
+APPLY_BYTES_PER_TURN = 1 << 20
+"""A turn applies about this much, so that catching up never starves heartbeats (bugs: LogCabin #161)."""
+
+_NOT_CONSUMED = frozenset({SequenceGap.code, Overloaded.code})
+"""Answers that leave the sequence unused: the commands are routed again rather than answered."""
+
+
+class StoragePort(Protocol):
+    """Where writes go. Completion comes back as `Replica.durable(number)`."""
+
+    def submit(self, writes: Sequence[Write]) -> None: ...
+    def read(self, first_index: int, bytes_max: int) -> list[Batch]: ...
+
+
+class PeerPort(Protocol):
+    """Where frames for other members go. Never blocks; a frame for a member that is away is dropped."""
+
+    def send(self, node_id: NodeId, data: bytes) -> None: ...
+
+
+@attrs.define
+class Counts:
+    """What a server has done since it started, for status and the benchmark's counts."""
+
+    turns: int = 0
+    entries_applied: int = 0
+    batches_proposed: int = 0
+    groups_dropped: int = 0
+    """Forwarded groups that were out of order or refused here; they come again."""
+    stalls: int = 0
+
+
+class Replica:
+    """One member: consensus, the replicated state, and its clients' connections.
+
+    - `multiplexer.index <= raft's committed and durable index`, always.
+    - Only what was applied here is told to clients of this server.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: NodeConfig,
+        cluster_id: bytes,
+        raft: Raft,
+        multiplexer: Multiplexer,
+        storage: StoragePort,
+        peers: PeerPort,
+        clock: Callable[[], float],
+    ) -> None:
+        self.config = config
+        self.node_id = config.node_id
+        self.cluster_id = cluster_id
+        self.raft = raft
+        self.multiplexer = multiplexer
+        self.storage = storage
+        self.peers = peers
+        self.counts = Counts()
+        self.intake = Intake(config.limits.pending_bytes_max, 2 * config.raft.election_timeout_s)
+        self.reads = ReadDesk()
+        self.front = Front(self)
+        self.trace: Callable[[Any], None] = lambda event: None
+        """Told every trace event of consensus."""
+        self._forwarded: list[Group] = []
+        self._keep_alives: list[list[int]] = []
+        self._next_sequence: dict[int, int] = {}
+        self._forwarded_bytes = 0
+        self._expiry_proposed_to = 0
+        self._leading_term = 0
+        self._peer_epochs: dict[NodeId, int] = {}
+        self._told_leader: NodeId | None = None
+        self.clock = clock
+        self.started_at = clock()
+        self._due = self.started_at
+        self._expiry_hold_until = 0
+        self._more_to_apply = False
+
+    # inputs
+
+    def peer_frame(self, sender: NodeId, frame_type: int, body: bytes, now: float) -> None:
+        """Take one frame of another member. Raises RemoteProtocolError: its link must close."""
+        if frame_type == FORWARD:
+            self._take_forwarded(decode_forward(body))
+        else:
+            self.raft.step(sender, decode_message(frame_type, body), now)
+
+    def peer_up(self, node_id: NodeId) -> None:
+        """A link to a member came up: what was forwarded over the old one may be lost."""
+        self._peer_epochs[node_id] = self._peer_epochs.get(node_id, 0) + 1
+
+    def durable(self, number: int, now: float) -> None:
+        """Writes up to `number` are on disk."""
+        self.raft.durable(number, now)
+
+    # the turn
+
+    def turn(self, now: float) -> None:
+        """Do everything that the inputs since the last turn call for."""
+        self.counts.turns += 1
+        self._notice_stall(now)
+        raft = self.raft
+        raft.tick(now)
+        self._route(now)
+        token = self.reads.begin_round() if raft.leader is not None else None
+        if token is not None:
+            raft.read_index(token, now)
+        self._take_effects(raft.ready())
+        self._apply_committed(now)
+        if raft.leader != self._told_leader:
+            self._tell_leader()
+        self.front.deliver()
+        self.front.serve_reads()
+        self.front.deliver()
+        self.front.flush()
+        self._trim_forwarded()
+        raft.set_commit_interest(bool(self.front.by_session) or self.reads.waiting() > 0)
+        self._due = self._deadline(now)
+
+    def deadline(self) -> float:
+        """When `turn` must be called next even if nothing arrives (seconds on the caller's clock)."""
+        return self._due
+
+    def _deadline(self, now: float) -> float:
+        if self._more_to_apply:
+            return now
+        due = self.raft.deadline()
+        retry = self.intake.retry_at()
+        if retry is not None:
+            due = min(due, retry)
+        at = self._next_log_event() if self.raft.is_leader_ready else None
+        if at is not None:
+            due = min(due, now + max((at - self.raft.log_time_at(now)) / 1000, 0.001))
+        return due
+
+    def _next_log_event(self) -> int | None:
+        """The log time at which a leader must propose a tick or an expiry that is not in the log yet."""
+        times = []
+        deadline = self.multiplexer.next_deadline()
+        if deadline is not None and deadline > self.raft.log_time:
+            times.append(deadline)
+        expiry = self.multiplexer.next_expiry()
+        if expiry is not None and self.multiplexer.index >= self._expiry_proposed_to:
+            times.append(max(expiry, self._expiry_hold_until))
+        return min(times, default=None)
+
+    def _notice_stall(self, now: float) -> None:
+        """A leader that stood still gives its sessions the lost time first: their signs of life wait in its sockets."""
+        late = now - self._due
+        if late > self.config.raft.election_timeout_s / 2:
+            self.counts.stalls += 1
+            hold = self.raft.log_time_at(now) + int(late * 1000)
+            self._expiry_hold_until = max(self._expiry_hold_until, hold)
+
+    def _take_effects(self, ready: Ready) -> None:
+        for node_id, message in ready.messages:
+            self.peers.send(node_id, encode_message(message))
+        if ready.writes:
+            self.storage.submit(ready.writes)
+        for read in ready.log_reads:
+            self.raft.log_read(read.peer, self.storage.read(read.first_index, read.bytes_max))
+        for state in ready.reads:
+            self.reads.confirmed(state.token, state.index)
+        for token in ready.reads_lost:
+            self.reads.lost(token)
+        for event in ready.trace:
+            self.trace(event)
+
+    # routing: propose, or forward
+
+    def _route(self, now: float) -> None:
+        raft = self.raft
+        if raft.role is Role.LEADER:
+            if raft.term != self._leading_term:
+                self._leading_term = raft.term
+                self._next_sequence.clear()
+                self._expiry_proposed_to = 0
+            if raft.is_leader_ready:
+                self._lead(now)
+            return
+        leader = raft.leader
+        self._take_all_forwarded()
+        self._keep_alives = []
+        route = None if leader is None else (raft.term, leader, self._peer_epochs.get(leader, 0))
+        groups = self.intake.take(route, now)
+        keep_alives = self.intake.take_keep_alives()
+        if leader is not None and (groups or keep_alives):
+            if keep_alives:
+                groups.append(encode_keep_alive(keep_alives))
+            self.peers.send(leader, encode_forward(groups))
+
+    def _lead(self, now: float) -> None:
+        """Gather everything that came for the log in this turn into as few batches as the limits allow."""
+        groups: list[Group] = []
+        keep_alives = self._keep_alives + self.intake.take_keep_alives()
+        self._keep_alives = []
+        if keep_alives:
+            groups.append(encode_keep_alive(keep_alives))
+        for group in self._take_all_forwarded():
+            if self._in_order(group):
+                groups.append(group)
+        for group in self.intake.take((self.raft.term, self.node_id), now):
+            if self._in_order(group):
+                groups.append(group)
+        due = self._due_entries(now, bool(groups))
+        groups.extend(due)
+        if groups:
+            self._propose(groups, now)
+        if due:
+            self._expiry_proposed_to = self.raft.last_index
+
+    def _in_order(self, group: Group) -> bool:
+        """Whether a group may be proposed now: a session's commands go into the log in the order of their sequences.
+
+        What comes early is dropped: links are in order and the sender routes everything again, so a gap means that something
+        before it was lost on the way. Apply checks again on every server; this only keeps useless entries out of the log.
+        """
+        if group.kind != Kind.COMMANDS:
+            return True
+        session_id, first, _, _ = COMMANDS_HEADER.unpack_from(group.payload)
+        expected = self._next_sequence.get(session_id)
+        if expected is None:
+            session = self.multiplexer.sessions.get(session_id)
+            expected = 1 if session is None else session.sequence + 1
+        if first > expected:
+            self.counts.groups_dropped += 1
+            return False
+        self._next_sequence[session_id] = max(expected, first + group.count)
+        return True
+
+    def _due_entries(self, now: float, anything_else: bool) -> list[Group]:
+        """Session expiries that are due, and a tick where a deadline is due and no entry carries time past it."""
+        log_now = self.raft.log_time_at(now)
+        groups = []
+        expiry = self.multiplexer.next_expiry()
+        in_flight = self.multiplexer.index < self._expiry_proposed_to
+        if expiry is not None and not in_flight and max(expiry, self._expiry_hold_until) <= log_now:
+            groups = [encode_expire(session_id) for session_id in self.multiplexer.due_sessions(log_now)]
+        due = self.multiplexer.next_deadline()
+        if due is not None and self.raft.log_time < due <= log_now and not groups and not anything_else:
+            groups.append(Group(Kind.TICK, 1, b""))
+        return groups
+
+    def _propose(self, groups: list[Group], now: float) -> None:
+        limit = self.config.storage.batch_bytes_max
+        at = 0
+        while at < len(groups):
+            size_bytes, end = len(groups[at].payload), at + 1
+            while end < len(groups) and size_bytes + len(groups[end].payload) <= limit:
+                size_bytes += len(groups[end].payload)
+                end += 1
+            try:
+                self.raft.propose(groups[at:end], now)
+            except (Overloaded, Unavailable):
+                # Everything refused here is outstanding on the server that it came from, which routes it again.
+                self.counts.groups_dropped += len(groups) - at
+                self._next_sequence.clear()
+                return
+            self.counts.batches_proposed += 1
+            at = end
+
+    def _take_forwarded(self, groups: list[Group]) -> None:
+        for group in groups:
+            if group.kind == Kind.KEEP_ALIVE:
+                self._keep_alives.extend(decode_keep_alive(group.payload))
+            elif group.kind in (Kind.COMMANDS, Kind.OPEN_SESSION, Kind.CLOSE_SESSION):
+                self._forwarded.append(group)
+                self._forwarded_bytes += len(group.payload)
+            else:
+                raise RemoteProtocolError(f"a member forwarded a group of kind {group.kind}, which only a leader makes")
+
+    def _take_all_forwarded(self) -> list[Group]:
+        groups, self._forwarded, self._forwarded_bytes = self._forwarded, [], 0
+        return groups
+
+    def _trim_forwarded(self) -> None:
+        """A leader that is not ready keeps what is forwarded to it, up to a limit; what it drops comes again."""
+        if self._forwarded_bytes > self.config.limits.pending_bytes_max:
+            self.counts.groups_dropped += len(self._take_all_forwarded())
+
+    # applying
+
+    def _apply_committed(self, now: float) -> None:
+        """Apply what is committed and durable here, at most so much that the turn stays short."""
+        commit_index = self.raft.applicable_index
+        applied_bytes = 0
+        self._more_to_apply = False
+        while self.multiplexer.index < commit_index:
+            if applied_bytes >= APPLY_BYTES_PER_TURN:
+                self._more_to_apply = True
+                break
+            for batch in self._next_batches(commit_index):
+                applied = self.multiplexer.apply(batch)
+                applied_bytes += len(batch.data)
+                self.counts.entries_applied += batch.last_index - batch.first_index + 1
+                self._tell(applied, now)
+            self.raft.applied(self.multiplexer.index)
+
+    def _next_batches(self, commit_index: int) -> list[Batch]:
+        first = self.multiplexer.index + 1
+        batch = self.raft.log.get(first)
+        if batch is not None:
+            return [batch]
+        found = self.storage.read(first, APPLY_BYTES_PER_TURN)
+        assert found and found[0].first_index == first, f"the log has no batch at {first}, committed is {commit_index}"
+        return [batch for batch in found if batch.last_index <= commit_index]
+
+    def _tell(self, applied: Applied, now: float) -> None:
+        front = self.front
+        for results in applied.results:
+            if results.errors is not None and results.errors[0][1] in _NOT_CONSUMED:
+                self.intake.route_again(results.session_id, now)
+            elif self.intake.answered(results.session_id, results.first_sequence, len(results.values), now):
+                front.by_session[results.session_id].results.append(results)
+                front.touched(results.session_id)
+        for session_id in applied.dirty:
+            front.touched(session_id)
+        for opened in applied.opened:
+            self.intake.opens.pop(opened.secret_hash, None)
+            front.session_opened(opened)
+        for kept in applied.kept:
+            front.kept(kept)
+        for ended in applied.ended:
+            self._next_sequence.pop(ended.session_id, None)
+            front.session_ended(ended)
+
+    def _tell_leader(self) -> None:
+        self._told_leader = self.raft.leader
+        for connection in self.front.connections:
+            if connection.greeted:
+                connection.send(FrameType.LEADER, *self.leader_fields())
+
+    def leader_fields(self) -> tuple[int, str]:
+        """The leader's node id and client address (0 and "" while none is known)."""
+        leader = self.raft.leader
+        if leader is None:
+            return 0, ""
+        return leader, self.raft.configuration.members[leader][1]
+
+    def add_connection(self, connection: ClientConnection) -> None:
+        """A client connected; it has `hello_timeout_s` to say who it is (the server's to enforce)."""
+        self.front.connections.add(connection)

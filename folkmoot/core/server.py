@@ -1,0 +1,425 @@
+"""The server's loop: it feeds `core/replica.py` with what arrives and carries out what it says.
+
+One task owns the replica. Everybody else (links, the storage's worker thread, timers) puts inputs into the inbox and wakes it; it
+takes all of them at once and does one turn. Nothing in a turn awaits.
+
+    wait -> turn: inbox, timers -> messages, writes, answers
+         -> writes done here and now when the disk is quick and nothing else waits (else by the worker thread) -> turn
+
+PERSIST BEFORE YOU SPEAK (§3.8): consensus holds back what must not leave before a write is durable. What may leave before it
+(a leader's appends, §10.2.1) is handed to the kernel before an inline sync begins.
+
+A failed write or sync, or a machine that raised, stops the server: `run` raises, and nothing more is acknowledged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from random import Random, SystemRandom
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import attrs
+from anyio.abc import TaskStatus
+
+from folkmoot.core.batch import Batch
+from folkmoot.core.config import Member, NodeConfig
+from folkmoot.core.connection import ClientConnection
+from folkmoot.core.errors import FolkmootError, Overloaded, RemoteProtocolError
+from folkmoot.core.forwarding import check_peer_hello
+from folkmoot.core.machine import Registry
+from folkmoot.core.multiplexer import Multiplexer
+from folkmoot.core.peer import PEER_FRAME_BYTES_MAX, Peers
+from folkmoot.core.raft import Configuration, HardState, Raft, Role, Write
+from folkmoot.core.raft.log import LogView
+from folkmoot.core.replica import Replica
+from folkmoot.core.requests import PROTOCOL_VERSION, FrameType, encode
+from folkmoot.core.storage import Files, Identity, LogStore, StorageWriter
+from folkmoot.core.types import NodeId
+from folkmoot.core.wakeup import Wakeup
+from folkmoot.transport.codec import pack, unpack
+from folkmoot.transport.link import Link, Listener, Receiver, Transport
+
+log = logging.getLogger("folkmoot.server")
+
+STOP_TIMEOUT_S = 5.0
+"""A graceful stop takes no longer: what is not finished then is cut off."""
+
+
+def boot_clock() -> float:
+    """Seconds on a monotonic clock that also counts time in suspension, where the system has one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def cluster_id_of(cluster: str, members: Sequence[Member]) -> bytes:
+    """The id that guards every connection: equal only for the same cluster name and the same first members."""
+    first = [[member.node_id, member.peer_address] for member in sorted(members, key=lambda member: member.node_id)]
+    return hashlib.sha256(pack(["folkmoot", cluster, first])).digest()[:16]
+
+
+@attrs.define
+class LoopTimes:
+    """How long the loop's turns take (seconds)."""
+
+    longest_s: float = 0.0
+    busy_s: float = 0.0
+    turns: int = 0
+
+    def add(self, elapsed_s: float) -> None:
+        self.turns += 1
+        self.busy_s += elapsed_s
+        self.longest_s = max(self.longest_s, elapsed_s)
+
+
+class DiskDriver:
+    """Where the replica's writes go: inline while the disk is quick and idle, else to the worker thread.
+
+    - Writes keep their order: nothing is done inline while the worker has any.
+    """
+
+    def __init__(self, store: LogStore, wakeup: Wakeup, inline_max_s: float) -> None:
+        self.store = store
+        self.inline: list[Write] = []
+        self.failure: BaseException | None = None
+        self.done: deque[int] = deque()
+        self._submitted = 0
+        self._finished = 0
+        self._inline_max_s = inline_max_s
+        self._wakeup = wakeup
+        self._writer = StorageWriter(store, on_durable=self._on_durable, on_error=self._on_error)
+        self.crowded = False
+        """Whether the loop has other work waiting, so that a sync of its own would hold it up."""
+
+    def submit(self, writes: Sequence[Write]) -> None:
+        quick = self._writer.sync_ewma_s <= self._inline_max_s
+        if quick and not self.crowded and self._submitted == self._finished:
+            self.inline.extend(writes)
+        else:
+            self._writer.submit([*self.inline, *writes])
+            self.inline.clear()
+            self._submitted = writes[-1].number
+
+    def sync_inline(self) -> int:
+        """Write and sync what was kept for here; the number that is durable now."""
+        writes, self.inline = self.inline, []
+        number = self._writer.write_inline(writes)
+        self._submitted = self._finished = number
+        return number
+
+    def read(self, first_index: int, bytes_max: int) -> list[Batch]:
+        return self.store.read(first_index, bytes_max)
+
+    def status(self) -> dict[str, Any]:
+        return {**self.store.status(), **self._writer.status()}
+
+    def take_done(self) -> int | None:
+        """The highest number that the worker has made durable since the last call."""
+        number = None
+        while self.done:
+            number = self.done.popleft()
+            self._finished = number
+        return number
+
+    def close(self) -> None:
+        self._writer.close()
+        self.store.close()
+
+    def _on_durable(self, number: int, elapsed_s: float) -> None:
+        self.done.append(number)
+        self._wakeup.set_from_thread()
+
+    def _on_error(self, error: BaseException) -> None:
+        self.failure = error
+        self._wakeup.set_from_thread()
+
+
+@attrs.define(eq=False)
+class _ClientReceiver:
+    """What a client's link tells the loop."""
+
+    server: Server
+    connection: ClientConnection
+    since: float
+
+    def on_frames(self, link: Link, frames: list[tuple[int, int, bytes]]) -> None:
+        self.server.inbox.append((self.connection, frames, ""))
+        self.server.wakeup.set()
+
+    def on_closed(self, link: Link, reason: str) -> None:
+        self.server.inbox.append((self.connection, None, reason))
+        self.server.wakeup.set()
+
+
+@attrs.define(eq=False)
+class _PeerReceiver:
+    """What a member's link tells the loop. `node_id` is 0 until the member has said hello."""
+
+    server: Server
+    link: Link
+    since: float
+    node_id: NodeId = NodeId(0)
+
+    def on_frames(self, link: Link, frames: list[tuple[int, int, bytes]]) -> None:
+        self.server.peer_inbox.append((self, frames))
+        self.server.wakeup.set()
+
+    def on_closed(self, link: Link, reason: str) -> None:
+        self.server.peer_receivers.discard(self)
+
+
+class Server:
+    """One member: recovers, listens, and runs the loop until it is stopped or fails."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        registry: Registry,
+        files: Files,
+        transport: Transport,
+        *,
+        clock: Callable[[], float] = boot_clock,
+        rng: Random | None = None,
+    ) -> None:
+        self.config = config
+        self.transport = transport
+        self.clock = clock
+        self.rng = rng if rng is not None else SystemRandom()
+        self.inbox: list[tuple[ClientConnection, list[tuple[int, int, bytes]] | None, str]] = []
+        self.peer_inbox: list[tuple[_PeerReceiver, list[tuple[int, int, bytes]]]] = []
+        self.peer_receivers: set[_PeerReceiver] = set()
+        self.client_address = ""
+        self.peer_address = ""
+        self.times = LoopTimes()
+        self._registry = registry
+        self._files = files
+        self._ungreeted: deque[_ClientReceiver | _PeerReceiver] = deque()
+        self._ups: list[NodeId] = []
+        self._stopping = False
+        self._stopped = anyio.Event()
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Recover, listen and serve. Returns after `stop`; raises StorageError or MachineFault when the server must stop."""
+        self.wakeup = Wakeup()
+        self._recover()
+        listeners: list[Listener] = []
+        try:
+            async with anyio.create_task_group() as tasks:
+                listeners.extend(await self._listen())
+                self.peers_task(tasks)
+                task_status.started()
+                await self._loop()
+                tasks.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                for listener in listeners:
+                    await listener.aclose()
+            self._close_links()
+            self.disk.close()
+            self._stopped.set()
+
+    def _recover(self) -> None:
+        config = self.config
+        members = config.members or (config.member(),)
+        configuration = Configuration.bootstrap(
+            {member.node_id: (member.peer_address, member.client_address) for member in members}
+        )
+        identity = Identity(cluster_id_of(config.cluster, members), config.node_id, pack(configuration.encode()))
+        store = LogStore.open(self._files, config.storage, identity)
+        self.disk = DiskDriver(store, self.wakeup, config.storage.inline_sync_max_s)
+        configuration = Configuration.decode(unpack(store.identity.bootstrap))
+        term, voted_for = store.hard_state
+        self.peers = Peers(self.transport, self.rng, self._peer_up)
+        raft = Raft(
+            node_id=config.node_id,
+            config=config.raft,
+            configuration=configuration,
+            hard_state=HardState(term, voted_for),
+            log=LogView.recovered(0, 0, store.batches(), config.raft.cache_bytes),
+            rng=self.rng,
+            now=self.clock(),
+        )
+        self.replica = Replica(
+            config=config,
+            cluster_id=store.identity.cluster_id,
+            raft=raft,
+            multiplexer=Multiplexer(self._registry, config.limits),
+            storage=self.disk,
+            peers=self.peers,
+            clock=self.clock,
+        )
+        self.replica.trace = self._log_trace
+
+    def _log_trace(self, event: Any) -> None:
+        log.debug("%s", event)
+
+    async def _listen(self) -> list[Listener]:
+        config, limits = self.config, self.config.limits
+        own = self.replica.raft.configuration.members[config.node_id]
+        clients = await self.transport.listen(
+            config.client_listen or own[1], self._accept_client, frame_bytes_max=limits.frame_bytes_max
+        )
+        self.client_address = clients.address
+        if len(self.replica.raft.configuration.members) == 1:
+            return [clients]
+        peers = await self.transport.listen(
+            config.peer_listen or own[0], self._accept_peer, frame_bytes_max=PEER_FRAME_BYTES_MAX
+        )
+        self.peer_address = peers.address
+        return [clients, peers]
+
+    def peers_task(self, tasks: anyio.abc.TaskGroup) -> None:
+        """Start keeping links to the other members."""
+        addresses = {
+            node_id: member[0]
+            for node_id, member in self.replica.raft.configuration.members.items()
+            if node_id != self.config.node_id
+        }
+        tasks.start_soon(self.peers.run, self.config.node_id, self.replica.cluster_id, addresses)
+
+    # links
+
+    def _accept_client(self, link: Link) -> Receiver:
+        connection = ClientConnection(link, self.replica.front.unflushed)
+        receiver = _ClientReceiver(self, connection, self.clock())
+        limit = self.config.limits.connections_max
+        if len(self.replica.front.connections) >= limit or self._stopping:
+            why = "this server is stopping" if self._stopping else f"{limit} clients are connected, the limit"
+            self.replica.front.refuse(connection, Overloaded(why))
+        else:
+            self.replica.add_connection(connection)
+            self._ungreeted.append(receiver)
+        return receiver
+
+    def _accept_peer(self, link: Link) -> Receiver:
+        receiver = _PeerReceiver(self, link, self.clock())
+        self.peer_receivers.add(receiver)
+        self._ungreeted.append(receiver)
+        return receiver
+
+    def _peer_up(self, node_id: NodeId) -> None:
+        self._ups.append(node_id)
+        self.wakeup.set()
+
+    def _close_links(self) -> None:
+        for connection in list(self.replica.front.connections):
+            connection.link.close("the server stopped")
+        for receiver in list(self.peer_receivers):
+            receiver.link.close("the server stopped")
+        for peer in self.peers.links.values():
+            if peer.link is not None:
+                peer.link.close("the server stopped")
+
+    # the loop
+
+    async def _loop(self) -> None:
+        while not (self._stopping and self._may_stop()):
+            await self.wakeup.wait(max(self.replica.deadline() - self.clock(), 0.0))
+            self._turn()
+            while self.disk.inline:
+                # What this turn sent leaves first (§10.2.1); then this task alone goes on with the disk.
+                await anyio.lowlevel.checkpoint()
+                number = self.disk.sync_inline()
+                self.replica.durable(number, self.clock())
+                self._turn()
+
+    def _turn(self) -> None:
+        begun = time.perf_counter()
+        if self.disk.failure is not None:
+            raise self.disk.failure
+        now = self.clock()
+        number = self.disk.take_done()
+        if number is not None:
+            self.replica.durable(number, now)
+        if self._ups:
+            ups, self._ups = self._ups, []
+            for node_id in ups:
+                self.replica.peer_up(node_id)
+        if self.peer_inbox:
+            self._take_peers(now)
+        if self.inbox:
+            self._take_clients(now)
+        self.replica.turn(now)
+        if self._ungreeted:
+            self._check_ungreeted(now)
+        self.times.add(time.perf_counter() - begun)
+
+    def _take_peers(self, now: float) -> None:
+        inbox, self.peer_inbox = self.peer_inbox, []
+        for receiver, frames in inbox:
+            try:
+                for frame_type, _, body in frames:
+                    if receiver.node_id:
+                        self.replica.peer_frame(receiver.node_id, frame_type, body, now)
+                    else:
+                        self._greet_peer(receiver, frame_type, body)
+            except RemoteProtocolError as error:
+                log.warning("closing the link from %s: %s", receiver.link.remote, error)
+                receiver.link.send(encode(FrameType.REFUSED, error.code, Exception.__str__(error)))
+                receiver.link.close(str(error))
+
+    def _greet_peer(self, receiver: _PeerReceiver, frame_type: int, body: bytes) -> None:
+        if frame_type != FrameType.HELLO:
+            raise RemoteProtocolError(f"frame type {frame_type} before HELLO")
+        replica = self.replica
+        members = replica.raft.configuration.members
+        receiver.node_id = check_peer_hello(
+            body, cluster_id=replica.cluster_id, node_id=self.config.node_id, members=members
+        )
+        receiver.link.send(
+            encode(FrameType.WELCOME, PROTOCOL_VERSION, replica.cluster_id, self.config.node_id, *replica.leader_fields())
+        )
+
+    def _take_clients(self, now: float) -> None:
+        inbox, self.inbox = self.inbox, []
+        front = self.replica.front
+        for connection, frames, _ in inbox:
+            if frames is None:
+                front.closed(connection)
+            elif connection in front.connections:
+                front.frames(connection, frames, now)
+
+    def _check_ungreeted(self, now: float) -> None:
+        """Close connections that have not said who they are in time."""
+        timeout_s = self.config.limits.hello_timeout_s
+        while self._ungreeted:
+            oldest = self._ungreeted[0]
+            greeted = oldest.connection.greeted if isinstance(oldest, _ClientReceiver) else bool(oldest.node_id)
+            if not greeted and now - oldest.since < timeout_s:
+                break
+            self._ungreeted.popleft()
+            if not greeted:
+                link = oldest.connection.link if isinstance(oldest, _ClientReceiver) else oldest.link
+                link.close(f"no HELLO within {timeout_s} s")
+
+    # stopping
+
+    async def stop(self) -> None:
+        """Stop gracefully: hand leadership over, finish what is under way, flush, close. Bounded by STOP_TIMEOUT_S."""
+        self._stop_by = self.clock() + STOP_TIMEOUT_S
+        replica = self.replica
+        if replica.raft.role is Role.LEADER and len(replica.raft.configuration.voters) > 1:
+            try:
+                replica.raft.transfer_leadership(None, self.clock())
+            except FolkmootError as error:
+                log.info("stopping without handing leadership over: %s", error)
+        self._stopping = True
+        self.wakeup.set()
+        await self._stopped.wait()
+
+    def _may_stop(self) -> bool:
+        if self.clock() >= self._stop_by:
+            return True
+        raft = self.replica.raft
+        alone = len(raft.configuration.voters) == 1
+        return (alone or raft.role is not Role.LEADER) and not self.disk.inline
+
+    def status(self) -> dict[str, Any]:
+        """This server's status, as the admin operation of that name gives it."""
+        from folkmoot.core.admin import status
+
+        return status(self.replica, [], self.clock())
