@@ -1,0 +1,74 @@
+"""The messages that a topic keeps: a list that is cut off at the front.
+
+Pure: no I/O, no clock, no randomness. What to keep is the topic's to say.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Any
+
+PAGE_BYTES_MAX = 256 << 10
+"""Bytes of messages in one page (at least one message comes in any case)."""
+
+Message = tuple[int, int, bytes]
+"""revision, log time (ms), what was published."""
+
+
+class Retained:
+    """The retained messages, oldest first.
+
+    - Revisions strictly rise; `floor` lies below the oldest, `head` is the newest ever published.
+    - `_start` messages at the front are dead: cut off once they are half, so dropping costs O(1).
+    """
+
+    __slots__ = ("_messages", "_start", "floor", "head", "size_bytes")
+
+    def __init__(self) -> None:
+        self._messages: list[Message] = []
+        self._start = 0
+        self.size_bytes = 0
+        self.floor = 0
+        self.head = 0
+
+    def __len__(self) -> int:
+        return len(self._messages) - self._start
+
+    @property
+    def oldest(self) -> Message:
+        return self._messages[self._start]
+
+    def append(self, message: Message) -> None:
+        assert message[0] > self.head, f"revision {message[0]} after {self.head}"
+        self._messages.append(message)
+        self.head = message[0]
+        self.size_bytes += len(message[2])
+
+    def drop_oldest(self) -> None:
+        revision, _, payload = self.oldest
+        self.floor = revision
+        self.size_bytes -= len(payload)
+        self._start += 1
+        if self._start * 2 >= len(self._messages):
+            del self._messages[: self._start]
+            self._start = 0
+
+    def after(self, revision: int, limit: int) -> list[Message]:
+        """Return the oldest messages above a revision, as many as one page takes."""
+        first = bisect_right(self._messages, revision, lo=self._start, key=lambda m: m[0])
+        page: list[Message] = []
+        size_bytes = 0
+        for message in self._messages[first : first + limit]:
+            size_bytes += len(message[2])
+            if page and size_bytes > PAGE_BYTES_MAX:
+                break
+            page.append(message)
+        return page
+
+    def snapshot(self) -> list[Any]:
+        return [self.head, self.floor, [list(message) for message in self._messages[self._start :]]]
+
+    def restore(self, data: list[Any]) -> None:
+        self.head, self.floor, messages = data
+        self._messages = [(revision, time, payload) for revision, time, payload in messages]
+        self.size_bytes = sum(len(payload) for _, _, payload in self._messages)

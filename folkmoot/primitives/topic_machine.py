@@ -1,0 +1,266 @@
+"""The topic's replicated half: messages, retention, who subscribes, and the cursors.
+
+Pure: no I/O, no clock, no randomness. Driven by the multiplexer; `topic.py` is the other half, and
+says what a user may rely on.
+
+Messages are bytes that nobody here looks into. A message's REVISION is the index of its entry. The
+newest stay RETAINED, up to a count, a number of bytes and, if configured, an age; `floor` is the
+revision of the newest that has gone. Retention waits for nobody, so it bounds the memory whatever
+subscribers and cursors do.
+
+A CURSOR is a name and the revision up to which its messages are acknowledged. One consumer at a
+time sits on it (see `_seat.py`); others wait, so that they stand by.
+
+    commands   publish(message) -> revision    subscribe/unsubscribe(kind, text)
+               consume(cursor, request, since or nil) -> [token, acknowledged] or [0, 0]
+               acknowledge(cursor, token, revision)    withdraw(cursor, request)
+               delete_cursor(cursor)
+    queries    read(after, limit)    subscribers()    describe()
+    events     message [revision, time, message], to each session that subscribed, its own included;
+               to a consumer, as `_seat.py` says; a grant's note is the acknowledged revision
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from folkmoot.core.errors import BadCommand, ConfigError, LimitExceeded, NotHeld
+from folkmoot.core.machine import Context, Machine, QueryContext, command, query
+from folkmoot.primitives._retained import Retained
+from folkmoot.primitives._seat import Claim, Seat, Tokens
+from folkmoot.primitives._subscriptions import Subscriptions
+
+COUNT_DEFAULT, COUNT_MAX = 1000, 1_000_000
+BYTES_DEFAULT, BYTES_MAX = 16 << 20, 1 << 30
+AGE_MAX_MS = 10 * 365 * 24 * 3600 * 1000
+CURSORS_MAX = 10_000
+"""Cursors of one topic; one more is answered with LimitExceeded. Delete those not needed."""
+CURSOR_NAME_MAX = 512
+PAGE_MESSAGES_MAX = 1000
+"""Messages in one page of `read`; the client asks for the next."""
+LISTED_MAX = 1000
+"""Subscribers and cursors are listed up to so many; `describe` says how many there are."""
+_AGE = "age"
+
+
+@attrs.frozen
+class Retention:
+    """What a topic keeps, as its configuration says it."""
+
+    count: int = COUNT_DEFAULT
+    bytes: int = BYTES_DEFAULT
+    age_ms: int | None = None
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any]) -> Retention:
+        """Check a configuration. Raises ConfigError naming the field, the value and the bound."""
+        bounds = {"count": COUNT_MAX, "bytes": BYTES_MAX, "age_ms": AGE_MAX_MS}
+        unknown = sorted(set(config) - set(bounds))
+        if unknown:
+            raise ConfigError(f"a topic is configured by {sorted(bounds)}, not by {unknown}")
+        for name, value in sorted(config.items()):
+            if type(value) is not int or not 1 <= value <= bounds[name]:
+                raise ConfigError(f"topic: {name} is {value!r}, not from 1 to {bounds[name]}")
+        return cls(**config)
+
+
+@attrs.define(eq=False)
+class Cursor:
+    """A durable position: everything up to `acknowledged` has been dealt with."""
+
+    acknowledged: int
+    seat: Seat
+
+
+class TopicMachine(Machine):
+    """The replicated state of one topic.
+
+    - The retained messages keep to count and bytes after every entry.
+    - While messages are retained and an age is set, the deadline is not later than the oldest's.
+    """
+
+    type_name = "topic"
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Take `count`, `bytes` and `age_ms`: how many messages are retained, and how long."""
+        self._retention = Retention.parse(config)
+        self._messages = Retained()
+        self._subscriptions = Subscriptions()
+        self._tokens = Tokens()
+        self._cursors: dict[str, Cursor] = {}
+
+    @command
+    def publish(self, context: Context, message: bytes) -> int:
+        """Publish to all who subscribe, and retain. Returns the revision."""
+        messages = self._messages
+        revision = max(context.index, messages.head + 1)
+        age_ms = self._retention.age_ms
+        if age_ms is not None and not messages:
+            context.set_deadline(_AGE, context.time + age_ms)
+        messages.append((revision, context.time, message))
+        limits = self._retention
+        while len(messages) > limits.count or messages.size_bytes > limits.bytes:
+            messages.drop_oldest()
+        if self._subscriptions:
+            payload = [revision, context.time, message]
+            context.publish(self._subscriptions.matching(), "message", payload)
+        return revision
+
+    @command
+    def subscribe(self, context: Context, kind: str, text: str) -> int:
+        """Send the session what is published after the index that this returns."""
+        self._subscriptions.add(context.session, kind, text)
+        return context.index
+
+    @command
+    def unsubscribe(self, context: Context, kind: str, text: str) -> bool:
+        """Stop that; say whether it was so."""
+        return self._subscriptions.remove(context.session, kind, text)
+
+    @command
+    def consume(
+        self, context: Context, cursor: str, request: int, since: int | None = None
+    ) -> list[int]:
+        """Become the cursor's consumer, or wait for it; a new cursor starts at `since`, or now."""
+        if since is not None and since < 0:
+            raise BadCommand(f"since is {since}: a revision, or 0 for all that is retained")
+        found = self._cursors.get(cursor)
+        if found is None:
+            if not 0 < len(cursor) <= CURSOR_NAME_MAX:
+                raise BadCommand(f"a cursor's name has 1 to {CURSOR_NAME_MAX} characters")
+            if len(self._cursors) >= CURSORS_MAX:
+                raise LimitExceeded(f"the topic has {CURSORS_MAX} cursors: delete one")
+            found = Cursor(self._messages.head if since is None else since, Seat(self._tokens))
+        claim = found.seat.claim(context, request, None)
+        self._cursors[cursor] = found
+        assert claim is not None, f"a claim on cursor {cursor!r} neither holds nor waits"
+        return [claim.token, found.acknowledged if claim.token else 0]
+
+    @command
+    def acknowledge(self, context: Context, cursor: str, token: int, revision: int) -> int:
+        """Move the cursor forward, by its consumer; never back. Returns where it stands."""
+        found = self._cursors.get(cursor)
+        holder = found.seat.holder if found is not None else None
+        if found is None or holder is None or not _is_held_by(holder, context.session, token):
+            raise NotHeld(f"token {token} does not consume cursor {cursor!r}")
+        if revision > max(self._messages.head, found.acknowledged):
+            raise BadCommand(f"revision {revision} is above the newest, {self._messages.head}")
+        found.acknowledged = max(found.acknowledged, revision)
+        return found.acknowledged
+
+    @command
+    def withdraw(self, context: Context, cursor: str, request: int) -> bool:
+        """End the session's claim on a cursor, waiting or consuming; False where there is none."""
+        found = self._cursors.get(cursor)
+        claim = None if found is None else found.seat.find(context.session, request)
+        if found is None or claim is None:
+            return False
+        found.seat.remove(context, claim)
+        found.seat.grant_next(context, found.acknowledged)
+        return True
+
+    @command
+    def delete_cursor(self, context: Context, cursor: str) -> bool:
+        """Forget a cursor, and tell its consumer and those who wait; False where there is none."""
+        found = self._cursors.pop(cursor, None)
+        if found is None:
+            return False
+        for claim in list(found.seat):
+            found.seat.eject(context, claim, "deleted")
+        return True
+
+    @query
+    def read(self, context: QueryContext, after: int, limit: int) -> list[Any]:
+        """Return [floor, head, the oldest retained messages above `after`], as one page."""
+        messages = self._messages
+        limit = max(1, min(limit, PAGE_MESSAGES_MAX))
+        return [messages.floor, messages.head, messages.after(after, limit)]
+
+    @query
+    def subscribers(self, context: QueryContext) -> list[Any]:
+        """Return [session, client's name] of each session that subscribes, in rising order."""
+        sessions = self._subscriptions.everybody()[:LISTED_MAX]
+        return [[session, context.client_name(session)] for session in sessions]
+
+    @query
+    def describe(self, context: QueryContext) -> dict[str, Any]:
+        """Say what is retained, and who is subscribed or consumes."""
+        messages = self._messages
+        names = sorted(self._cursors)[:LISTED_MAX]
+        return {
+            "time": context.time,
+            "head": messages.head,
+            "floor": messages.floor,
+            "retained": len(messages),
+            "retained_bytes": messages.size_bytes,
+            "retention": list(attrs.astuple(self._retention)),
+            "subscribers": len(self._subscriptions.everybody()),
+            "cursors": [self._describe_cursor(context, name) for name in names],
+            "cursor_count": len(self._cursors),
+        }
+
+    def on_deadline(self, context: Context, key: str) -> None:
+        """Drop what is older than the retention's age."""
+        age_ms, messages = self._retention.age_ms, self._messages
+        assert age_ms is not None, f"deadline {key!r} without an age"
+        while messages and messages.oldest[1] + age_ms <= context.time:
+            messages.drop_oldest()
+        if messages:
+            context.set_deadline(_AGE, messages.oldest[1] + age_ms)
+
+    def session_ended(self, context: Context, session: int) -> None:
+        """Forget that the session subscribed; its cursors pass to who waits."""
+        self._subscriptions.drop(session)
+        for cursor in self._cursors.values():
+            if cursor.seat.drop_session(context, session) is not None:
+                cursor.seat.grant_next(context, cursor.acknowledged)
+
+    def cut_subscriptions(self, session: int) -> bool:
+        """Forget that the session subscribed; its claims on cursors stay."""
+        return self._subscriptions.drop(session)
+
+    def holds_grant(self, token: int) -> bool:
+        """Say whether a cursor is consumed under this token."""
+        return any(
+            cursor.seat.holder is not None and cursor.seat.holder.token == token
+            for cursor in self._cursors.values()
+        )
+
+    def idle(self) -> bool:
+        """Say whether nothing was ever published and nobody subscribes or has a cursor."""
+        return not (self._messages.head or self._subscriptions or self._cursors)
+
+    def snapshot(self) -> list[Any]:
+        """Return messages, subscriptions, the last token and the cursors in order of creation."""
+        cursors = [
+            [name, cursor.acknowledged, cursor.seat.snapshot()]
+            for name, cursor in self._cursors.items()
+        ]
+        subscriptions = self._subscriptions.snapshot()
+        return [self._messages.snapshot(), subscriptions, cursors, self._tokens.last]
+
+    def restore(self, data: list[Any]) -> None:
+        """Take what `snapshot` gave. The deadlines are the multiplexer's to restore."""
+        messages, subscriptions, cursors, last_token = data
+        self._messages.restore(messages)
+        self._subscriptions.restore(subscriptions)
+        for name, acknowledged, claims in cursors:
+            seat = Seat(self._tokens)
+            seat.restore(claims)
+            self._cursors[name] = Cursor(acknowledged, seat)
+        self._tokens.last = last_token
+
+    def _describe_cursor(self, context: QueryContext, name: str) -> list[Any]:
+        """[name, acknowledged, consumer's session (0: none), client's name, how many wait]."""
+        cursor = self._cursors[name]
+        holder = cursor.seat.holder
+        session = 0 if holder is None else holder.session
+        client = "" if holder is None else context.client_name(session)
+        return [name, cursor.acknowledged, session, client, len(cursor.seat.queue)]
+
+
+def _is_held_by(holder: Claim, session: int, token: int) -> bool:
+    return holder.session == session and holder.token == token
