@@ -26,6 +26,7 @@ import attrs
 from folkmoot.core.config import ClientConfig, Member, NodeConfig
 from folkmoot.core.errors import ConfigError
 from folkmoot.core.types import NodeId
+from folkmoot.transport.address import parse_address
 
 DEFAULT = "default"
 ROOTS: tuple[tuple[str, type], ...] = (("", NodeConfig), ("client", ClientConfig))
@@ -196,9 +197,16 @@ def _member(node_id: Any, peer_address: Any, client_address: Any) -> Member:
     if type(node_id) is not int or node_id < 1:
         raise ConfigError(f"a member's node_id is {node_id!r}: it must be a positive integer")
     for address in (peer_address, client_address):
-        host, colon, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
-        if not (host and colon and port.isdecimal() and 0 < int(port) < 65_536):
+        if not isinstance(address, str):
             raise ConfigError(f"member {node_id}: {address!r} is not an address, HOST:PORT")
+        try:
+            _, port = parse_address(address)
+        except ConfigError as error:
+            raise ConfigError(f"member {node_id}: {error}") from None
+        if port == 0:
+            raise ConfigError(
+                f"member {node_id}: address {address!r} needs a port that others know"
+            )
     return Member(node_id=NodeId(node_id), peer_address=peer_address, client_address=client_address)
 
 

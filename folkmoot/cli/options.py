@@ -40,12 +40,12 @@ class Options:
     def load(self, flags: Mapping[str, Given] | None = None) -> Loaded:
         """Read the file of --config (if any) and the environment, and put `flags` above them.
 
-        Raises ConfigError.
+        A relative `data_dir` in a file is relative to that file. Raises ConfigError.
         """
         from folkmoot.cli import config_file
         from folkmoot.core.errors import ConfigError
 
-        document: Mapping[str, Given] = {}
+        document: dict[str, Given] = {}
         if self.config is not None:
             try:
                 with open(self.config, encoding="utf-8") as file:
@@ -54,6 +54,9 @@ class Options:
                 raise ConfigError(f"{self.config}: {error.strerror}") from None
             except UnicodeDecodeError as error:
                 raise ConfigError(f"{self.config}: {error}") from None
+            if (kept := document.get("data_dir")) and kept.value:
+                path = os.path.join(os.path.dirname(os.path.abspath(self.config)), kept.value)
+                document["data_dir"] = config_file.Given(path, kept.origin)
         environment = config_file.from_environment(os.environ)
         return config_file.build(document, environment, flags or {})
 

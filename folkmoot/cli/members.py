@@ -1,0 +1,209 @@
+"""Ask the members of a cluster how they are, each for itself, and put their answers together.
+
+No session is opened, no leader is needed and a member that is down is part of the answer: this is
+for looking at clusters that may be in trouble.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import anyio
+import attrs
+
+from folkmoot.core.errors import ConnectionLost, FolkmootError, RemoteProtocolError, from_wire
+from folkmoot.core.requests import PROTOCOL_VERSION, FrameType, decode, encode
+from folkmoot.transport.address import cause_of, parse_address
+from folkmoot.transport.frame import FrameReader
+
+_FRAME_BYTES_MAX = 16 << 20
+_NAME = "folkmoot command line"
+
+
+async def ask(address: str, operation: str, *arguments: Any, timeout_s: float) -> Any:
+    """Ask the one server at `address`; return its answer.
+
+    Raises ConnectionLost naming the address, RemoteProtocolError for what is no folkmoot server,
+    and what the server itself answered with.
+    """
+    try:
+        with anyio.fail_after(timeout_s):
+            return await _ask(address, operation, list(arguments))
+    except TimeoutError:
+        raise ConnectionLost(f"{address} did not answer within {timeout_s:g} s") from None
+    except (OSError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
+        raise ConnectionLost(f"{address}: {cause_of(error)}") from None
+
+
+async def _ask(address: str, operation: str, arguments: list[Any]) -> Any:
+    host, port = parse_address(address)
+    async with await anyio.connect_tcp(host, port) as stream:
+        await stream.send(
+            encode(FrameType.HELLO, PROTOCOL_VERSION, "client", b"", 0, _NAME)
+            + encode(FrameType.ADMIN, 1, operation, arguments)
+        )
+        reader = FrameReader(_FRAME_BYTES_MAX)
+        while True:
+            for frame_type, _, body in reader.feed(await stream.receive()):
+                if frame_type == FrameType.REFUSED:
+                    code, message = decode(frame_type, body)
+                    raise from_wire(code, f"{address}: {message}")
+                if frame_type == FrameType.ADMIN_RESULT:
+                    _, code, result = decode(frame_type, body)
+                    if code is not None:
+                        raise from_wire(code, str(result))
+                    return result
+                if frame_type not in (FrameType.WELCOME, FrameType.LEADER):
+                    raise RemoteProtocolError(f"{address} sent a frame of type {frame_type}")
+
+
+@attrs.frozen
+class MemberView:
+    """One member: what it says of itself, or why it does not."""
+
+    node_id: int
+    client_address: str
+    peer_address: str
+    voter: bool
+    status: Mapping[str, Any] | None
+    """Its own answer; None when it is down."""
+    trouble: str = ""
+    """Why there is no answer."""
+    lag: int | None = None
+    """Entries of the leader's log that it has not confirmed to the leader; None where unknown."""
+
+    @property
+    def role(self) -> str:
+        """Its role in its own words, or "down"."""
+        return str(self.status["role"]) if self.status else "down"
+
+    def row(self) -> dict[str, Any]:
+        """The stable shape of one member in tables and JSON."""
+        status = self.status or {}
+        return {
+            "node_id": self.node_id,
+            "role": self.role,
+            "client_address": self.client_address,
+            "peer_address": self.peer_address,
+            "voter": self.voter,
+            "term": status.get("term"),
+            "commit_index": status.get("commit_index"),
+            "applied_index": status.get("applied_index"),
+            "last_index": status.get("last_index"),
+            "lag": self.lag,
+            "connections": status.get("connections"),
+            "uptime_s": status.get("uptime_s"),
+            "version": status.get("version"),
+            "trouble": self.trouble or None,
+        }
+
+
+@attrs.frozen
+class ClusterView:
+    """All members at about one time."""
+
+    members: tuple[MemberView, ...]
+    leader: MemberView | None
+    """The member that leads in the highest term that anybody knows."""
+
+    @property
+    def best(self) -> Mapping[str, Any]:
+        """The best-informed member's answer; empty when nobody answered."""
+        if self.leader is not None and self.leader.status is not None:
+            return self.leader.status
+        answers = [member.status for member in self.members if member.status]
+        return max(answers, key=lambda status: (status["term"], status["commit_index"]), default={})
+
+    @property
+    def up(self) -> int:
+        """How many members answered."""
+        return sum(member.status is not None for member in self.members)
+
+    @property
+    def health(self) -> str:
+        """One word on the whole: "healthy", "degraded" (a member is down), "no leader", "down"."""
+        if not self.up:
+            return "down"
+        if self.leader is None:
+            return "no leader"
+        return "healthy" if self.up == len(self.members) else "degraded"
+
+    def as_data(self) -> dict[str, Any]:
+        """The stable shape in JSON."""
+        best = self.best
+        return {
+            "cluster": best.get("cluster"),
+            "cluster_id": best.get("cluster_id"),
+            "health": self.health,
+            "leader": self.leader.node_id if self.leader else None,
+            "term": best.get("term"),
+            "commit_index": best.get("commit_index"),
+            "sessions": best.get("sessions"),
+            "resources": best.get("resources"),
+            "members": [member.row() for member in self.members],
+        }
+
+
+async def look(addresses: Sequence[str], *, timeout_s: float) -> ClusterView:
+    """Ask all members. The first address that answers says who they are.
+
+    Raises ConnectionLost naming every address when none answers.
+    """
+    answers = await _ask_all(addresses, timeout_s)
+    known = [answer for answer in answers.values() if isinstance(answer, Mapping)]
+    if not known:
+        raise ConnectionLost("no server answers: " + "; ".join(str(e) for e in answers.values()))
+    newest = max(known, key=lambda status: (status["term"], status["commit_index"]))
+    others = {str(member["client_address"]) for member in newest["members"]} - {*addresses}
+    answers |= await _ask_all(sorted(others), timeout_s)
+    return merge(newest["members"], list(answers.items()))
+
+
+async def _ask_all(
+    addresses: Sequence[str], timeout_s: float
+) -> dict[str, Mapping[str, Any] | FolkmootError]:
+    answers: dict[str, Mapping[str, Any] | FolkmootError] = {}
+
+    async def one(address: str) -> None:
+        try:
+            answers[address] = await ask(address, "status", timeout_s=timeout_s)
+        except FolkmootError as error:
+            answers[address] = error
+
+    async with anyio.create_task_group() as group:
+        for address in addresses:
+            group.start_soon(one, address)
+    return answers
+
+
+def merge(
+    members: Sequence[Mapping[str, Any]],
+    answers: Sequence[tuple[str, Mapping[str, Any] | FolkmootError]],
+) -> ClusterView:
+    """Put the answers together. Pure."""
+    statuses = {status["node_id"]: status for _, status in answers if isinstance(status, Mapping)}
+    troubles = {address: str(error) for address, error in answers if isinstance(error, Exception)}
+    leaders = [status for status in statuses.values() if status["role"] == "leader"]
+    leading = max(leaders, key=lambda status: int(status["term"]), default=None)
+    lags = {
+        member["node_id"]: max(0, leading["last_index"] - member["match_index"])
+        for member in (leading["members"] if leading else ())
+        if member["match_index"] is not None
+    }
+    views = tuple(
+        MemberView(
+            node_id=member["node_id"],
+            client_address=member["client_address"],
+            peer_address=member["peer_address"],
+            voter=member["voter"],
+            status=statuses.get(member["node_id"]),
+            trouble=""
+            if member["node_id"] in statuses
+            else troubles.get(member["client_address"], "another server answers at its address"),
+            lag=lags.get(member["node_id"]),
+        )
+        for member in members
+    )
+    leader = next((view for view in views if leading and view.node_id == leading["node_id"]), None)
+    return ClusterView(views, leader)
