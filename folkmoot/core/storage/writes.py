@@ -1,0 +1,43 @@
+"""The shape of a write, so that storage needs nothing of consensus.
+
+What it is: structural types. Consensus hands over its own objects; whatever has these attributes fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from folkmoot.core.batch import Batch
+
+
+class HardStateLike(Protocol):
+    """Term and vote, whatever class they come in."""
+
+    @property
+    def term(self) -> int:
+        """The current term."""
+
+    @property
+    def voted_for(self) -> int | None:
+        """Who got the vote in it."""
+
+
+class WriteLike(Protocol):
+    """One write of consensus: in this order, all of it or a part that was never acknowledged."""
+
+    @property
+    def number(self) -> int:
+        """Rises from write to write; comes back from `sync`."""
+
+    @property
+    def hard_state(self) -> HardStateLike | None:
+        """A new term or vote, or None."""
+
+    @property
+    def truncate_after(self) -> int | None:
+        """The last index that stays, or None."""
+
+    @property
+    def batches(self) -> Sequence[Batch]:
+        """What to append, without a gap."""
