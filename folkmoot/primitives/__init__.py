@@ -1,1 +1,21 @@
-"""The resources, one file each: commands, machine, events and proxy."""
+"""The resources: commands and queries, a replicated machine, events, and a proxy for each."""
+
+from __future__ import annotations
+
+from folkmoot.core.machine import Machine
+from folkmoot.primitives.counter import CounterMachine
+from folkmoot.primitives.election import ElectionMachine
+from folkmoot.primitives.lock import LockMachine
+from folkmoot.primitives.map_machine import MapMachine
+from folkmoot.primitives.topic_machine import TopicMachine
+
+BUILTIN_MACHINES: tuple[type[Machine], ...] = (
+    MapMachine,
+    LockMachine,
+    ElectionMachine,
+    CounterMachine,
+    TopicMachine,
+)
+"""What every server knows without being told; others are registered beside them."""
+
+__all__ = ["BUILTIN_MACHINES"]
