@@ -1,0 +1,1 @@
+"""Benchmarks: Folkmoot beside what people use today, in one run, as ratios. See `python -m benchmarks --help`."""
