@@ -1,0 +1,488 @@
+"""A cluster of pure cores in memory: messages on a wire, disks that finish when told, one clock.
+
+Not a simulator: no faults happen by themselves. A test cuts links, drops or keeps messages, holds
+disks and crashes nodes; `run` then lets time pass, event by event, in an order that depends on
+nothing but the seed. Every message goes through the codec, and the invariants of §3.2 and of
+"persist before you speak" (§3.8) are checked after every turn of every node.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+
+import attrs
+
+from folkmoot.core.batch import Batch, Group, Kind
+from folkmoot.core.config import RaftConfig
+from folkmoot.core.raft import (
+    Append,
+    AppendReply,
+    Configuration,
+    HardState,
+    LogView,
+    Message,
+    Raft,
+    ReadIndexReply,
+    ReadIndexRequest,
+    Ready,
+    Role,
+    TimeoutNow,
+    VoteReply,
+    VoteRequest,
+    Write,
+    decode_message,
+    encode_message,
+    message_type,
+)
+from folkmoot.core.types import NodeId
+
+Link = tuple[int, int]
+NEVER = float("inf")
+
+
+def voters(*node_ids: int, learners: Iterable[int] = (), index: int = 0) -> Configuration:
+    """A configuration with made-up addresses."""
+    everyone = [*node_ids, *learners]
+    return Configuration(
+        voters=frozenset(map(NodeId, node_ids)),
+        learners=frozenset(map(NodeId, learners)),
+        members={NodeId(i): (f"peer-{i}", f"client-{i}") for i in everyone},
+        index=index,
+    )
+
+
+def command(text: str) -> Group:
+    """A group of one entry that says `text`."""
+    return Group(Kind.COMMANDS, 1, text.encode())
+
+
+@attrs.define
+class Disk:
+    """What survives a crash, and the writes that do not yet."""
+
+    hard_state: HardState = attrs.field(factory=HardState)
+    batches: list[Batch] = attrs.field(factory=list)
+    pending: list[Write] = attrs.field(factory=list)
+    delay_s: float | None = 0.0
+    """How long a write takes; None: until the test says `durable`."""
+    due: list[tuple[float, int]] = attrs.field(factory=list)
+
+    @property
+    def last_index(self) -> int:
+        return self.batches[-1].last_index if self.batches else 0
+
+    def finish(self, number: int) -> None:
+        """Make the pending writes up to `number` durable, in order."""
+        while self.pending and self.pending[0].number <= number:
+            write = self.pending.pop(0)
+            if write.hard_state is not None:
+                assert write.hard_state.term >= self.hard_state.term
+                self.hard_state = write.hard_state
+            if write.truncate_after is not None:
+                self.batches = [b for b in self.batches if b.last_index <= write.truncate_after]
+            for batch in write.batches:
+                assert batch.first_index == self.last_index + 1
+                assert batch.term <= self.hard_state.term, "an entry before its term (bug A2)"
+                self.batches.append(batch)
+        self.due = [due for due in self.due if due[1] > number]
+
+
+@attrs.define
+class Node:
+    """One server: its core, its disk, what it has applied, what its reads became."""
+
+    node_id: NodeId
+    disk: Disk
+    raft: Raft
+    is_up: bool = True
+    applied: list[str] = attrs.field(factory=list)
+    applied_index: int = 0
+    reads: dict[int, int | None] = attrs.field(factory=dict)
+    """Token -> index, None for a read that was lost."""
+
+
+@attrs.define
+class Envelope:
+    """A message on the wire."""
+
+    deliver_at: float
+    sender: NodeId
+    receiver: NodeId
+    message: Message
+
+
+class Network:
+    """The cluster."""
+
+    def __init__(
+        self,
+        count: int = 3,
+        *,
+        configuration: Configuration | None = None,
+        config: RaftConfig | None = None,
+        seed: int = 0,
+        hard_states: dict[int, HardState] | None = None,
+        logs: dict[int, list[Batch]] | None = None,
+    ) -> None:
+        self.configuration = configuration or voters(*range(1, count + 1))
+        self.config = config or RaftConfig()
+        self.rng = random.Random(seed)
+        self.now = 0.0
+        self.wire: list[Envelope] = []
+        self.cut: set[Link] = set()
+        self.latency: Callable[[int, int], float] = lambda sender, receiver: 0.001
+        self.sent: dict[str, int] = {}
+        """Messages sent so far, by class name."""
+        self.note: Callable[[str], None] = lambda line: None
+        self.leaders: dict[int, int] = {}
+        self.committed: dict[int, tuple[int, str]] = {}
+        """Index -> (term, what it says) of everything that any node has applied."""
+        self.nodes: dict[int, Node] = {}
+        for node_id in self.configuration.everyone:
+            disk = Disk(
+                (hard_states or {}).get(node_id, HardState()), list((logs or {}).get(node_id, []))
+            )
+            self.nodes[node_id] = Node(node_id, disk, self._boot(node_id, disk))
+
+    def __getitem__(self, node_id: int) -> Raft:
+        return self.nodes[node_id].raft
+
+    def _boot(self, node_id: int, disk: Disk) -> Raft:
+        return Raft(
+            node_id=NodeId(node_id),
+            config=self.config,
+            configuration=self.configuration,
+            hard_state=disk.hard_state,
+            log=LogView.recovered(0, 0, disk.batches, cache_bytes=self.config.cache_bytes),
+            rng=random.Random(self.rng.random()),
+            now=self.now,
+        )
+
+    # -- what a test does ----------------------------------------------------------------------
+
+    @property
+    def leader(self) -> int | None:
+        """The leader of the highest term among the nodes that are up."""
+        leading = [n for n in self.nodes.values() if n.is_up and n.raft.role is Role.LEADER]
+        return int(max(leading, key=lambda n: n.raft.term).node_id) if leading else None
+
+    def elect(self, node_id: int) -> None:
+        """Let `node_id` time out first, and deliver everything until it leads."""
+        for _ in range(20):
+            self.now = max(self.now, self[node_id].deadline())
+            if self[node_id].role is not Role.LEADER:
+                self.tick(node_id)
+                self.settle()
+            if self[node_id].role is Role.LEADER:
+                return
+        raise AssertionError(f"node {node_id} does not win: {self[node_id].status()}")
+
+    def tick(self, node_id: int) -> None:
+        self[node_id].tick(self.now)
+        self.turn(node_id)
+
+    def propose(self, node_id: int, *texts: str) -> Batch:
+        """Propose `texts` as one batch."""
+        batch = self[node_id].propose([command(text) for text in texts], self.now)
+        self.turn(node_id)
+        return batch
+
+    def read(self, node_id: int, token: int) -> None:
+        self[node_id].read_index(token, self.now)
+        self.turn(node_id)
+
+    def send(self, sender: int, receiver: int, message: Message) -> None:
+        """Deliver a message of the test's own making at once."""
+        self[receiver].step(NodeId(sender), message, self.now)
+        self.turn(receiver)
+
+    def partition(self, *groups: Iterable[int]) -> None:
+        """Let only nodes of the same group talk; a node in no group is alone."""
+        of = {node_id: i for i, group in enumerate(groups) for node_id in group}
+        ids = list(self.nodes)
+        self.cut = {
+            (a, b) for a in ids for b in ids if a != b and (a not in of or of[a] != of.get(b))
+        }
+        self.wire = [e for e in self.wire if (e.sender, e.receiver) not in self.cut]
+
+    def only_links(self, *pairs: Link) -> None:
+        """Let only these pairs talk, both ways."""
+        both = {*pairs, *((b, a) for a, b in pairs)}
+        self.cut = {(a, b) for a in self.nodes for b in self.nodes if a != b and (a, b) not in both}
+
+    def heal(self) -> None:
+        self.cut = set()
+
+    def crash(self, node_id: int) -> None:
+        """Stop at once; writes that are not durable are lost, messages on the wire are not."""
+        node = self.nodes[node_id]
+        node.is_up = False
+        node.disk.pending, node.disk.due = [], []
+
+    def restart(self, node_id: int) -> None:
+        node = self.nodes[node_id]
+        node.raft, node.is_up = self._boot(node_id, node.disk), True
+        node.applied, node.applied_index = [], 0
+        self.turn(node_id)
+
+    def hold_disk(self, node_id: int) -> None:
+        self.nodes[node_id].disk.delay_s = None
+
+    def durable(self, node_id: int, number: int | None = None) -> None:
+        """Finish the pending writes of `node_id`, up to `number`."""
+        node = self.nodes[node_id]
+        if node.disk.pending:
+            number = number or node.disk.pending[-1].number
+            node.disk.finish(number)
+            node.raft.durable(number, self.now)
+            self.turn(node_id)
+
+    def release_disk(self, node_id: int) -> None:
+        self.nodes[node_id].disk.delay_s = 0.0
+        self.durable(node_id)
+
+    def take(self, sender: int | None = None, receiver: int | None = None) -> list[Envelope]:
+        """Take messages off the wire, to be lost, or put back by the test."""
+        wanted = [
+            e for e in self.wire if sender in (None, e.sender) and receiver in (None, e.receiver)
+        ]
+        self.wire = [e for e in self.wire if e not in wanted]
+        return wanted
+
+    def deliver(self, sender: int | None = None, receiver: int | None = None) -> int:
+        """Deliver what is on the wire now, in order of sending; return how much that was."""
+        taken = self.take(sender, receiver)
+        for envelope in taken:
+            self.deliver_one(envelope)
+        return len(taken)
+
+    def deliver_one(self, envelope: Envelope) -> None:
+        node = self.nodes[envelope.receiver]
+        if node.is_up:
+            node.raft.step(envelope.sender, envelope.message, self.now)
+            self.turn(envelope.receiver)
+
+    def settle(self) -> None:
+        """Deliver until the wire is empty, in no time."""
+        for _ in range(10_000):
+            if not self.deliver():
+                return
+        raise AssertionError("the wire does not become quiet")
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def run(self, seconds: float, until: Callable[[], bool] | None = None) -> None:
+        """Let time pass; stop early when `until` holds."""
+        end = self.now + seconds
+        while not (until and until()):
+            when, act = self._next_event()
+            if when > end:
+                self.now = end
+                return
+            self.now = max(self.now, when)
+            act()
+
+    def run_until_led(self, seconds: float = 20.0) -> int:
+        """Run until a leader has applied its first entry; return it."""
+        self.run(
+            seconds, lambda: any(n.is_up and n.raft.is_leader_ready for n in self.nodes.values())
+        )
+        leader = self.leader
+        assert leader is not None, f"no leader within {seconds} s"
+        return leader
+
+    def _next_event(self) -> tuple[float, Callable[[], None]]:
+        best: tuple[float, Callable[[], None]] = (NEVER, lambda: None)
+        for envelope in self.wire:
+            if envelope.deliver_at < best[0]:
+                best = (envelope.deliver_at, lambda e=envelope: self._arrive(e))  # type: ignore[misc]
+        for node_id, node in self.nodes.items():
+            if not node.is_up:
+                continue
+            if node.disk.due and node.disk.due[0][0] < best[0]:
+                due_at, number = node.disk.due[0]
+                best = (due_at, lambda i=node_id, n=number: self.durable(i, n))  # type: ignore[misc]
+            deadline = node.raft.deadline()
+            if deadline < best[0]:
+                best = (deadline, lambda i=node_id: self.tick(i))  # type: ignore[misc]
+        return best
+
+    def _arrive(self, envelope: Envelope) -> None:
+        self.wire.remove(envelope)
+        self.deliver_one(envelope)
+
+    # -- a node's turn -------------------------------------------------------------------------
+
+    def turn(self, node_id: int) -> None:
+        """Do what the node's core wants done, until it wants nothing."""
+        node = self.nodes[node_id]
+        while ready := node.raft.ready():
+            self._record(node, ready)
+            for peer, message in ready.messages:
+                self._check_spoken(node, peer, message)
+                self._put_on_wire(node, peer, message)
+            node.disk.pending += ready.writes
+            for read in ready.reads:
+                node.reads[read.token] = read.index
+            for token in ready.reads_lost:
+                node.reads[token] = None
+            self._apply(node, ready.commit_index)
+            for wanted in ready.log_reads:
+                found = [b for b in node.disk.batches if b.first_index >= wanted.first_index]
+                node.raft.log_read(wanted.peer, found[:2])
+            self._write(node, ready)
+        self._check(node)
+
+    def _write(self, node: Node, ready: Ready) -> None:
+        if ready.writes and node.disk.delay_s is not None:
+            number = ready.writes[-1].number
+            if node.disk.delay_s == 0.0:
+                node.disk.finish(number)
+                node.raft.durable(number, self.now)
+            else:
+                node.disk.due.append((self.now + node.disk.delay_s, number))
+
+    def _put_on_wire(self, node: Node, peer: NodeId, message: Message) -> None:
+        name = type(message).__name__
+        self.sent[name] = self.sent.get(name, 0) + 1
+        copy = decode_message(message_type(message), encode_message(message))
+        if (node.node_id, peer) not in self.cut and peer in self.nodes:
+            arrives = self.now + self.latency(node.node_id, peer)
+            self.wire.append(Envelope(arrives, node.node_id, peer, copy))
+
+    def _apply(self, node: Node, commit_index: int) -> None:
+        if commit_index <= node.applied_index:
+            return
+        batches = node.raft.log.slice(node.applied_index + 1, commit_index)
+        if batches is None:
+            batches = [
+                b for b in node.disk.batches if node.applied_index < b.last_index <= commit_index
+            ]
+        for batch in batches:
+            for offset, group in enumerate(batch.groups):
+                text = group.payload.decode(errors="replace")
+                entry = (batch.term, text)
+                index = batch.first_index + offset
+                # §3.2, state machine safety.
+                assert self.committed.setdefault(index, entry) == entry, (index, node.node_id)
+                if group.kind == Kind.COMMANDS:
+                    node.applied.append(text)
+        node.applied_index = commit_index
+        node.raft.applied(commit_index)
+
+    # -- what is written down ------------------------------------------------------------------
+
+    def _record(self, node: Node, ready: Ready) -> None:
+        for event in ready.trace:
+            self.note(f"{node.node_id}: {event}")
+        for write in ready.writes:
+            self.note(f"{node.node_id}: {show_write(write)}")
+        for peer, message in ready.messages:
+            lost = "" if (node.node_id, peer) not in self.cut else "  (cut)"
+            self.note(f"{node.node_id} -> {peer}: {show(message)}{lost}")
+        if ready.advanced:
+            self.note(f"{node.node_id}: apply up to {ready.commit_index}")
+        for read in ready.reads:
+            self.note(f"{node.node_id}: read {read.token} at index {read.index}")
+        if ready.reads_lost:
+            self.note(f"{node.node_id}: reads lost: {ready.reads_lost}")
+
+    # -- invariants ----------------------------------------------------------------------------
+
+    def _check_spoken(self, node: Node, peer: NodeId, message: Message) -> None:
+        """§3.8: what a message reveals is on disk."""
+        disk = node.disk
+        if isinstance(message, VoteRequest) and message.pre:
+            assert message.term == disk.hard_state.term + 1, (node.node_id, message)
+        elif isinstance(message, VoteReply):
+            assert message.term <= disk.hard_state.term, (node.node_id, message)
+            if message.granted and not message.pre:
+                state = disk.hard_state
+                assert state.term > message.election_term or state == HardState(
+                    message.election_term, peer
+                ), (node.node_id, message, state)
+        else:
+            assert message.term <= disk.hard_state.term, (node.node_id, message)
+        if isinstance(message, VoteRequest) and not message.pre:
+            assert disk.hard_state.term > message.term or disk.hard_state == HardState(
+                message.term, node.node_id
+            ), (node.node_id, message)
+        if isinstance(message, AppendReply) and message.success:
+            assert message.match_index <= disk.last_index, (node.node_id, message, disk.last_index)
+
+    def _check(self, node: Node) -> None:
+        raft = node.raft
+        if raft.role is Role.LEADER:
+            # §3.2, election safety and leader completeness.
+            if raft.term not in self.leaders:
+                self.leaders[raft.term] = int(node.node_id)
+                for index, (term, _) in self.committed.items():
+                    assert index <= raft.last_index, (index, raft.status())
+                    assert raft.log.term_at(index) == term, (index, term, raft.status())
+            assert self.leaders[raft.term] == node.node_id, (raft.term, node.node_id)
+        assert node.applied_index <= min(raft.commit_index, raft.durable_index)
+        assert raft.durable_index <= node.disk.last_index or not node.is_up
+
+    def check_logs(self) -> None:
+        """§3.5, log matching: equal term at an index means equal logs up to there."""
+        logs = [node.disk.batches for node in self.nodes.values()]
+        for a in logs:
+            for b in logs:
+                same = [
+                    i
+                    for i, (x, y) in enumerate(zip(a, b, strict=False))
+                    if x.term == y.term and x.first_index == y.first_index
+                ]
+                for i in range(max(same, default=-1) + 1):
+                    assert a[i].data == b[i].data, (a[i], b[i])
+
+
+def show(message: Message) -> str:
+    """One line for a message, as short as it can be read."""
+    match message:
+        case Append():
+            batches = " ".join(
+                f"[{b.first_index}..{b.last_index} t{b.term}]" for b in message.batches
+            )
+            return (
+                f"append term={message.term} after={message.prev_index}/t{message.prev_term} "
+                f"commit={message.commit_index} round={message.round} {batches}"
+            ).rstrip()
+        case AppendReply(success=True):
+            return (
+                f"stored term={message.term} match={message.match_index} round={message.round}"
+                + (" wants-commit" if message.wants_commit else "")
+            )
+        case AppendReply():
+            return (
+                f"refused term={message.term} after={message.prev_index} "
+                f"try={message.conflict_index}/t{message.conflict_term} round={message.round}"
+            )
+        case VoteRequest():
+            kind = "pre-vote?" if message.pre else "vote?"
+            return f"{kind} term={message.term} log={message.last_index}/t{message.last_term}" + (
+                " transfer" if message.transfer else ""
+            )
+        case VoteReply():
+            kind = "pre-vote" if message.pre else "vote"
+            answer = "granted" if message.granted else "refused"
+            return f"{kind} {answer} for={message.election_term} term={message.term}"
+        case TimeoutNow():
+            return f"timeout-now term={message.term}"
+        case ReadIndexRequest():
+            return f"read-index? term={message.term} tokens={list(message.tokens)}"
+        case ReadIndexReply():
+            tokens = list(message.tokens)
+            return f"read-index term={message.term} tokens={tokens} index={message.index}"
+
+
+def show_write(write: Write) -> str:
+    """One line for a write."""
+    parts = [f"write {write.number}:"]
+    if write.hard_state is not None:
+        parts.append(f"term={write.hard_state.term} vote={write.hard_state.voted_for}")
+    if write.truncate_after is not None:
+        parts.append(f"cut after {write.truncate_after}")
+    parts += [f"[{b.first_index}..{b.last_index} t{b.term}]" for b in write.batches]
+    return " ".join(parts)
