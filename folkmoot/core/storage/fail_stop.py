@@ -1,8 +1,8 @@
 """Fail-stop: the first error ends everything.
 
-What it is: a guard that every operation of a `LogStore` runs under. What the kernel could not write it
-may have dropped while calling it clean, so a second try would succeed and lie (bugs F2): after the first
-error nothing is tried again. What it is not: it reports nothing and closes nothing.
+What it is: a guard that every operation of a `LogStore` runs under. What the kernel could not write
+it may have dropped while calling it clean, so a second try would succeed and lie (bugs F2): after
+the first error nothing is tried again. What it is not: it reports nothing and closes nothing.
 
 Who drives it: `LogStore` only.
 """

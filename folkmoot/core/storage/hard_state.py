@@ -172,7 +172,8 @@ def _choose(files: Files, first: Slot | None, second: Slot | None) -> Slot:
     if first is None and second is None:
         raise StorageCorrupt(
             f"{where} at offset 0 and at offset {SLOT_BYTES}: neither slot verifies: term and "
-            "vote are unknown and this member must not vote; rebuild it from the others as a new member"
+            "vote are unknown and this member must not vote; rebuild it from the others as a new "
+            "member"
         )
     if first is None or second is None:
         found = first or second

@@ -61,8 +61,8 @@ from folkmoot.core.types import NodeId
 __all__ = ["HardState", "Identity", "LogStore", "Recovered", "WriteLike"]
 
 _BULK_BYTES = 1 << 20
-_PREPARE_BYTES = 1 << 20
-"""One step of preallocating the next segment: about two milliseconds."""
+_PREPARE_BYTES = 4 << 20
+"""One step of preallocating the next segment: a few milliseconds."""
 
 
 @attrs.define
@@ -210,7 +210,7 @@ class LogStore:
         return half_full and self._prepared_bytes < target
 
     def prepare(self) -> None:
-        """Do one small step of preallocating the next segment, so that sealing does not wait for it.
+        """Do one step of preallocating the next segment, so that sealing need not wait.
 
         The file is not listed in MANIFEST until it is used; a crash before leaves one that recovery
         removes.
@@ -225,7 +225,7 @@ class LogStore:
         return bool(active.firsts) and not (active.marked or self._dirty)
 
     def mark(self) -> None:
-        """Note in the log that its last record is durable, because nothing follows that would say so.
+        """Note in the log that its last record is durable: nothing follows that would say so.
 
         For idle moments. Not synced: it costs one small write, and may get lost.
         """
@@ -269,7 +269,7 @@ class LogStore:
         return self._segments[-1]
 
     def _change_hard_state(self, states: Sequence[HardStateLike]) -> None:
-        """Make the last of the group's hard states durable, checking that each follows the other."""
+        """Make the group's last hard state durable, checking that each may follow the other."""
         state = self._hard_state.state
         for one in states:
             assert state.may_become(one.term, one.voted_for), f"{state} cannot become {one}"

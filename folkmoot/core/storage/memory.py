@@ -50,7 +50,7 @@ class _Change:
 
 @attrs.define(eq=False)
 class _Inode:
-    """One file. `data` ends with the last byte written; behind it, up to `size_bytes`, are zeros."""
+    """One file. `data` ends with the last byte written; then zeros up to `size_bytes`."""
 
     data: bytearray = attrs.field(factory=bytearray)
     size_bytes: int = 0
@@ -96,6 +96,8 @@ class _Inode:
 
     def redo(self, change: _Change, parts: list[tuple[int, int]]) -> None:
         """Do an undone change again, or the parts of it that reached the disk."""
+        if not parts:
+            return
         if change.after is None:
             if change.size_after < self.size_bytes:
                 self.cut(change.size_after)
@@ -251,7 +253,9 @@ class MemoryFiles:
         """
         if survive is None:
             survive = rng.choice((0.0, rng.random(), rng.random(), 1.0))
-        inodes = {id(one): one for one in (*self._durable.values(), *self._names.values())}
+        named = [one for _, names in self._name_changes for _, one in names if one is not None]
+        everything = (*self._durable.values(), *self._names.values(), *named)
+        inodes = {id(one): one for one in everything}
         for inode in inodes.values():
             for change in inode.undo_all():
                 inode.redo(change, _surviving_parts(rng, survive, len(change.after or b"")))
@@ -279,7 +283,7 @@ class MemoryFiles:
         assert inode.size_bytes == size, f"offset {offset} of {size}"
 
     def contents(self) -> dict[str, bytes]:
-        """Return a copy of every file, as the program sees them. `MemoryFiles(contents)` is a clone."""
+        """Return a copy of every file as the program sees it; `MemoryFiles` takes it."""
         return {name: self.read(name) for name in self._names}
 
     def _find(self, name: str) -> _Inode:

@@ -127,7 +127,7 @@ def open_directory(files: Files, config: StorageConfig, identity: Identity | Non
 
 
 def start_segment(files: Files, new: Segment, *, allocated: bool = False) -> None:
-    """Make a segment's file with a durable header under a durable name. The manifest comes after."""
+    """Make a segment's file, its header and its name durable. The manifest comes after."""
     if not allocated:
         files.create(new.name)
         files.sync_dir(SUBDIR)
@@ -183,9 +183,9 @@ def _check_nothing_was_promised(files: Files) -> None:
 def _check_identity(files: Files, found: Manifest, identity: Identity) -> None:
     if (found.cluster_id, found.node_id) != (identity.cluster_id, identity.node_id):
         raise StorageError(
-            f"{files.describe('')} belongs to cluster {found.cluster_id.hex()} node {found.node_id}, "
-            f"this is cluster {identity.cluster_id.hex()} node {identity.node_id}; use the directory "
-            "of this member, or an empty one"
+            f"{files.describe('')} belongs to cluster {found.cluster_id.hex()} "
+            f"node {found.node_id}, this is cluster {identity.cluster_id.hex()} "
+            f"node {identity.node_id}; use the directory of this member, or an empty one"
         )
 
 

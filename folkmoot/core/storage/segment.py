@@ -145,7 +145,8 @@ class Segment:
         self._parts: list[bytes] = []
         self._staged_firsts: list[int] = []
         self._staged_offsets: list[int] = []
-        self._staged_end = self.end
+        self.staged_end = self.end
+        """Where the next record goes, counting those that are staged."""
 
     @classmethod
     def load(cls, files: Files, entry: SegmentEntry, last_term: int, capacity: int) -> Segment:
@@ -181,7 +182,7 @@ class Segment:
 
     def fits(self, size_bytes: int) -> bool:
         """Say whether a batch of that size can be staged."""
-        return self._staged_end + RECORD_BYTES + size_bytes <= self.capacity
+        return self.staged_end + RECORD_BYTES + size_bytes <= self.capacity
 
     def stage(self, batch: Batch, durable: int) -> None:
         """Put a batch behind the last one, for the next `flush`."""
@@ -190,21 +191,21 @@ class Segment:
         frame, self.chain = encode_record(self.tag, self.chain, durable, data)
         self._parts += (frame, data)
         self._staged_firsts.append(batch.first_index)
-        self._staged_offsets.append(self._staged_end)
-        self._staged_end += RECORD_BYTES + len(data)
+        self._staged_offsets.append(self.staged_end)
+        self.staged_end += RECORD_BYTES + len(data)
         self.last_index = batch.last_index
         self.last_term = batch.term
-        assert self._staged_end <= self.capacity, f"{self._staged_end} of {self.capacity} bytes"
+        assert self.staged_end <= self.capacity, f"{self.staged_end} of {self.capacity} bytes"
 
     def flush(self, files: Files) -> int:
         """Write what is staged, in one write, and publish it to readers. Returns the bytes."""
         if not self._parts:
             return 0
         data = b"".join(self._parts)
-        assert self.end + len(data) == self._staged_end, f"{self.end} {self._staged_end}"
+        assert self.end + len(data) == self.staged_end, f"{self.end} {self.staged_end}"
         files.write(self.name, self.end, data)
         self.offsets.extend(self._staged_offsets)
-        self.end = self._staged_end
+        self.end = self.staged_end
         self.marked = False
         self.firsts.extend(self._staged_firsts)
         self._parts.clear()
@@ -222,9 +223,9 @@ class Segment:
 
     def place(self, batch: Batch, offset: int, check: int) -> None:
         """Take a batch that recovery has read and verified at `offset` into the index."""
-        assert offset == self.end == self._staged_end, f"{offset} {self.end} {self._staged_end}"
+        assert offset == self.end == self.staged_end, f"{offset} {self.end} {self.staged_end}"
         self.offsets.append(offset)
-        self.end = self._staged_end = offset + RECORD_BYTES + len(batch.data)
+        self.end = self.staged_end = offset + RECORD_BYTES + len(batch.data)
         self.firsts.append(batch.first_index)
         self.chain = check
         self.last_index = batch.last_index
@@ -248,7 +249,7 @@ class Segment:
         assert batch.last_index == index, f"cut after {index} inside a batch to {batch.last_index}"
         cut = Segment.load(files, self.entry(sealed=False), batch.term, self.capacity)
         cut.offsets, cut.firsts = self.offsets[:count], self.firsts[:count]
-        cut.end = cut._staged_end = stop
+        cut.end = cut.staged_end = stop
         cut.chain, cut.last_index = found[3], index
         return cut
 

@@ -80,7 +80,8 @@ class StorageWriter:
         self._lock = threading.Lock()
         self._submitted = 0  # changed by the server's thread only
         self._finished = 0  # changed by the worker only
-        self._watching = False  # the worker will look around by itself
+        self._watching = False  # the worker will look around by itself before long
+        self._woken = False  # it was told to look around at once
         self._failure: BaseException | None = None
         self._closed = False
         self.sync_ewma_s = 0.0
@@ -118,10 +119,14 @@ class StorageWriter:
         self._check_alive()
         waiting = self._submitted - self._finished
         assert waiting == 0, f"{waiting} jobs wait: an inline write would overtake them"
-        with self._lock:
-            number = self._commit(writes)
-        if not self._watching:
-            self._watching = True
+        try:
+            with self._lock:
+                number = self._commit(writes)
+        except BaseException as error:
+            self._failure = error
+            raise
+        if not self._woken and (self._store.wants_prepare or not self._watching):
+            self._woken = True
             self._jobs.put(_WAKE)
         return number
 
@@ -197,6 +202,7 @@ class StorageWriter:
             try:
                 jobs.append(self._jobs.get_nowait())
             except queue.Empty:
+                self._woken = False
                 return jobs
 
     def _wait(self) -> _Job | None:

@@ -1,6 +1,7 @@
 """The shape of a write, so that storage needs nothing of consensus.
 
-What it is: structural types. Consensus hands over its own objects; whatever has these attributes fits.
+What it is: structural types. Consensus hands over its own objects; whatever has these attributes
+fits.
 """
 
 from __future__ import annotations
