@@ -112,8 +112,8 @@ class ClusterView:
         """The best-informed member's answer; empty when nobody answered."""
         if self.leader is not None and self.leader.status is not None:
             return self.leader.status
-        answers = [member.status for member in self.members if member.status]
-        return max(answers, key=lambda status: (status["term"], status["commit_index"]), default={})
+        answers = [member.status for member in self.members if member.status is not None]
+        return max(answers, key=_newness, default={})
 
     @property
     def up(self) -> int:
@@ -145,6 +145,10 @@ class ClusterView:
         }
 
 
+def _newness(status: Mapping[str, Any]) -> tuple[int, int]:
+    return int(status["term"]), int(status["commit_index"])
+
+
 async def look(addresses: Sequence[str], *, timeout_s: float) -> ClusterView:
     """Ask all members. The first address that answers says who they are.
 
@@ -154,7 +158,7 @@ async def look(addresses: Sequence[str], *, timeout_s: float) -> ClusterView:
     known = [answer for answer in answers.values() if isinstance(answer, Mapping)]
     if not known:
         raise ConnectionLost("no server answers: " + "; ".join(str(e) for e in answers.values()))
-    newest = max(known, key=lambda status: (status["term"], status["commit_index"]))
+    newest = max(known, key=_newness)
     others = {str(member["client_address"]) for member in newest["members"]} - {*addresses}
     answers |= await _ask_all(sorted(others), timeout_s)
     return merge(newest["members"], list(answers.items()))
@@ -185,7 +189,7 @@ def merge(
     statuses = {status["node_id"]: status for _, status in answers if isinstance(status, Mapping)}
     troubles = {address: str(error) for address, error in answers if isinstance(error, Exception)}
     leaders = [status for status in statuses.values() if status["role"] == "leader"]
-    leading = max(leaders, key=lambda status: int(status["term"]), default=None)
+    leading = max(leaders, key=_newness) if leaders else None
     lags = {
         member["node_id"]: max(0, leading["last_index"] - member["match_index"])
         for member in (leading["members"] if leading else ())

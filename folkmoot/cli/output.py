@@ -78,12 +78,12 @@ def duration(seconds: float | None) -> str:
         return ""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
-    for limit, unit, name in ((100, 1, "s"), (6000, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            return (
-                f"{seconds / unit:.1f} {name}" if seconds < 10 else f"{seconds / unit:.0f} {name}"
-            )
-    return f"{seconds / 86_400:.0f} d"
+    count, unit = seconds, "s"
+    for limit, divisor, larger in ((100, 60, "min"), (100, 60, "h"), (48, 24, "d")):
+        if count < limit:
+            break
+        count, unit = count / divisor, larger
+    return f"{count:.1f} {unit}" if count < 10 else f"{count:.0f} {unit}"
 
 
 class Output:
