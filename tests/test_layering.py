@@ -24,12 +24,19 @@ RANKS = {"folkmoot.transport": 0, "folkmoot.core": 1, "folkmoot.primitives": 2}
 FACE = 3
 GROUND = ("folkmoot.core.errors", "folkmoot.core.types", "folkmoot.core.config")
 PURE = (
+    "folkmoot.core.applied",
     "folkmoot.core.batch",
+    "folkmoot.core.commands",
+    "folkmoot.core.context",
+    "folkmoot.core.deadlines",
     "folkmoot.core.directory",
+    "folkmoot.core.entry",
+    "folkmoot.core.events",
     "folkmoot.core.machine",
     "folkmoot.core.multiplexer",
     "folkmoot.core.raft",
     "folkmoot.core.requests",
+    "folkmoot.core.resource",
     "folkmoot.core.session_client",
     "folkmoot.core.sessions",
     "folkmoot.transport.codec",

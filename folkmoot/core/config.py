@@ -96,6 +96,8 @@ class LimitsConfig:
     """Replicated. Open sessions; opening a further one is answered with LimitExceeded."""
     session_window: int = _number(4096, 1, 1 << 20)
     """Replicated. Commands of a session in flight, and cached results; refused with Overloaded beyond it."""
+    session_result_bytes_max: int = _number(64 << 20, 1 << 12, 1 << 32)
+    """Replicated. Bytes of a session's cached results, about; refused with Overloaded beyond it."""
     session_timeout_min_s: float = _number(0.1, 0.01, 3600)
     session_timeout_max_s: float = _number(3600.0, 0.1, 1e7)
     """A session's timeout is brought between these two; the reply says what it is."""
@@ -192,6 +194,10 @@ class ClientConfig:
     """Move the connection to the leader when another server says who leads."""
     frame_bytes: int = _number(256 << 10, 1 << 10, 1 << 26)
     """Commands are gathered into frames of about this size."""
+    window_bytes: int = _number(16 << 20, 1 << 12, 1 << 30)
+    """Bytes of commands in flight; then further ones wait here for answers."""
+    outbox_max: int = _number(65_536, 1, 1 << 24)
+    """Operations of this client that wait to be sent; a further one is refused with Overloaded."""
     limits: LimitsConfig = attrs.field(factory=LimitsConfig)
 
 
@@ -202,6 +208,7 @@ def replicated_limits(limits: LimitsConfig) -> Mapping[str, int]:
         for name in (
             "sessions_max",
             "session_window",
+            "session_result_bytes_max",
             "session_events_max",
             "session_event_bytes_max",
             "resources_max",

@@ -85,6 +85,9 @@ class Context(QueryContext, Protocol):
         ...
 
 
+_FITTING_MAX = 64
+
+
 @attrs.frozen
 class Operation:
     """One operation of a machine: how it is called and what its arguments must be."""
@@ -94,9 +97,18 @@ class Operation:
     allowed: tuple[frozenset[type] | None, ...]
     """Per argument the exact types that are taken; None takes any."""
     required: int
+    _fitting: set[tuple[type, ...]] = attrs.field(factory=set, init=False, eq=False, repr=False)
+    """Types of arguments that were found to fit: the next such call is checked by one look-up."""
 
     def check(self, args: list[Any]) -> None:
         """Raise BadCommand unless `args` fits the signature."""
+        signature = tuple(map(type, args))
+        if signature not in self._fitting:
+            self._check(args)
+            if len(self._fitting) < _FITTING_MAX:
+                self._fitting.add(signature)
+
+    def _check(self, args: list[Any]) -> None:
         allowed = self.allowed
         count = len(args)
         if not self.required <= count <= len(allowed):

@@ -196,6 +196,10 @@ def decode_operations(payload: bytes) -> list[Any]:
     if type(operations) is not list or not operations:
         raise RemoteProtocolError("COMMANDS: a list of at least one operation is needed")
     for operation in operations:
+        if type(operation) is list and len(operation) == 3:  # the usual one, checked in place
+            resource, name, args = operation
+            if type(resource) is int and resource >= 0 and type(name) is str and type(args) is list:
+                continue
         check_operation(operation)
     return operations
 

@@ -1,0 +1,136 @@
+"""What happens around an entry: deadlines before it, and afterwards what it left to settle.
+
+Pure: no I/O, no clock, no randomness. Shared by all kinds of entries; the multiplexer drives it.
+
+    enter(index)    fire the deadlines that are due
+    ...             the entry itself
+    leave()         cut or expire sessions whose events overflowed; collect what nobody needs
+
+Settling comes last because a machine that publishes may be walking over its own subscribers: nobody
+calls it back before it is done. It ends: a session is cut, and is then within its bounds or ends,
+and sessions are finite.
+"""
+
+from __future__ import annotations
+
+from folkmoot.core.applied import Applied, Ended
+from folkmoot.core.context import EntryContext, fault
+from folkmoot.core.deadlines import Deadlines
+from folkmoot.core.directory import Directory
+from folkmoot.core.sessions import Session, SessionTable
+
+
+class EntryFrame:
+    """The entry that is being applied.
+
+    - Deadlines fire once per entry. What they set, even if it is due at once, waits for the next
+      entry.
+    - After `leave` no session is over its bounds, and `context` has nothing to settle.
+    """
+
+    def __init__(
+        self,
+        context: EntryContext,
+        sessions: SessionTable,
+        directory: Directory,
+        deadlines: Deadlines,
+    ) -> None:
+        self.context = context
+        self.applied = Applied()
+        self._sessions = sessions
+        self._directory = directory
+        self._deadlines = deadlines
+        self._fired = 0
+
+    def begin(self, time: int) -> Applied:
+        """Start a batch with this log time; return what its entries will be noted in."""
+        self.context.time = time
+        self.applied = Applied()
+        self.context.dirty = self.applied.dirty
+        return self.applied
+
+    def enter(self, index: int) -> None:
+        """Come to an entry and fire what is due. May be called again for the same entry."""
+        context = self.context
+        context.index = index
+        if self._deadlines.earliest > context.time or self._fired == index:
+            return
+        assert index > self._fired, f"entry {index} after deadlines fired at {self._fired}"
+        self._fired = index
+        session, context.session = context.session, 0
+        for due in self._deadlines.take_due(context.time):
+            if self._deadlines.claim(due):
+                self._fire(due[1], due[2])
+        context.session = session
+        context.effect = 0  # these were no command's
+
+    def leave(self) -> None:
+        """Settle what the entry left."""
+        context = self.context
+        while context.overflowed:
+            self._cut(min(context.overflowed))
+        if context.bereft:
+            self._directory.collect(context.bereft, context.index)
+            context.bereft.clear()
+        context.unsettled = False
+
+    def skip(self, first: int, last: int) -> None:
+        """Pass over the entries `first` to `last`, which do nothing (more) themselves."""
+        for index in range(first, last + 1):
+            if self._deadlines.earliest <= self.context.time:
+                self.enter(index)
+            elif not self.context.unsettled:
+                return  # nothing can come up any more: only entries set deadlines
+            if self.context.unsettled:
+                self.leave()
+
+    def end(self, session: Session, reason: str) -> None:
+        """End a session: tell every machine that it has open, in order of resource id, in this very
+        entry.
+        """
+        context = self.context
+        self._sessions.remove(session)
+        context.dirty.pop(session.id, None)
+        context.overflowed.pop(session.id, None)
+        for resource_id in sorted(session.opened):
+            context.lose(session.opened[resource_id], session.id)
+        for resource in session.opened.values():
+            resource.sessions.remove(session.id)
+        self.applied.ended.append(Ended(session.id, reason, context.index))
+
+    def _fire(self, resource_id: int, key: str) -> None:
+        context = self.context
+        resource = self._directory.resources[resource_id]
+        context.resource_id = resource_id
+        try:
+            resource.machine.on_deadline(context, key)
+        except Exception as error:
+            raise fault(
+                context.index, resource.describe(), f"on_deadline({key!r})", error
+            ) from error
+        if not resource.sessions:
+            context.note_bereft(resource)
+
+    def _cut(self, session_id: int) -> None:
+        """Drop a session's events where that is allowed, and tell it which resources it must look
+        at anew.
+        """
+        context = self.context
+        sources = context.overflowed.pop(session_id)
+        session = self._sessions.get(session_id)
+        assert session is not None, f"session {session_id} overflowed and is gone"
+        sources |= session.events.drop()
+        for resource_id in sorted(session.opened):
+            resource = session.opened[resource_id]
+            try:
+                if resource.machine.cut_subscriptions(session_id):
+                    sources.add(resource_id)
+            except Exception as error:
+                where = resource.describe()
+                raise fault(context.index, where, "cut_subscriptions", error) from error
+        for resource_id in sorted(sources):
+            if resource_id in self._directory.resources:
+                context.publish_for(resource_id, session_id, "resync")
+        context.overflowed.pop(session_id, None)
+        if context.over_bounds(session.events):
+            self.end(session, "expired")

@@ -1,0 +1,301 @@
+"""The whole replicated state of one server: sessions, directory, machines; and how entries change
+it.
+
+Pure: no I/O, no clock, no randomness. The server's loop hands it committed batches in order and
+gets back what it must tell its own clients (`Applied`), which is built for every batch alike on
+every server. It is not consensus, which knows nothing of what entries mean, nor the server's front,
+which knows nothing of what machines do.
+
+ONE ENTRY at log time t: first the deadlines that are due (<= t), in order of (time, resource id,
+key); then the entry itself; then what it left to settle: sessions whose events overflowed are cut
+or expired, and resources that nobody needs any more are collected. All entries of a batch share t.
+
+FAULTS. A machine that raises what is no CommandError, that raises one after it has published or
+touched a deadline, or that answers what msgpack cannot carry, has a bug on every replica:
+`MachineFault`. The state is then half-changed; the server stops.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+from folkmoot.core.applied import Applied, Ended, Kept, Opened, Results
+from folkmoot.core.batch import Batch, Group, Kind
+from folkmoot.core.commands import CommandRunner
+from folkmoot.core.config import LimitsConfig
+from folkmoot.core.context import EntryContext, ReadContext
+from folkmoot.core.deadlines import Deadlines
+from folkmoot.core.directory import Directory, deleted
+from folkmoot.core.entry import EntryFrame
+from folkmoot.core.errors import (
+    BadCommand,
+    CommandError,
+    LimitExceeded,
+    RemoteProtocolError,
+    StorageCorrupt,
+)
+from folkmoot.core.machine import Registry
+from folkmoot.core.requests import DIRECTORY, check_operation, error_fields
+from folkmoot.core.resource import MachineFault, Resource
+from folkmoot.core.sessions import (
+    Session,
+    SessionTable,
+    decode_keep_alive,
+    decode_open,
+    decode_session_id,
+)
+from folkmoot.transport.codec import pack, unpack
+
+__all__ = ["Applied", "Ended", "Kept", "MachineFault", "Multiplexer", "Opened", "Results"]
+
+SNAPSHOT_VERSION = 1
+
+
+class Multiplexer:
+    """The replicated state of one server.
+
+    - `index` and `time` are those of the last applied entry; neither ever falls.
+    - A session is in `Resource.sessions` exactly where the resource is in `Session.opened`, and it
+      lives.
+    - Equal batches give an equal `digest()`, and equal `Applied`, on every server.
+    """
+
+    def __init__(self, registry: Registry, limits: LimitsConfig) -> None:
+        self.index = 0
+        self.time = 0
+        self.sessions = SessionTable()
+        self._deadlines = Deadlines()
+        self.directory = Directory(registry, limits, self.sessions, self._deadlines)
+        self._limits = limits
+        self._read_context = ReadContext(self.sessions, limits)
+        context = EntryContext(self.sessions, self._deadlines, limits)
+        self._frame = EntryFrame(context, self.sessions, self.directory, self._deadlines)
+        self._commands = CommandRunner(
+            self._frame, self.sessions, self.directory, self._deadlines, limits
+        )
+        self._usable = True
+        self._handlers: dict[int, Callable[[Group, int], None]] = {
+            Kind.INITIALIZE: self._initialize,
+            Kind.CONFIGURATION: self._nothing,
+            Kind.OPEN_SESSION: self._open_session,
+            Kind.KEEP_ALIVE: self._keep_alive,
+            Kind.EXPIRE_SESSION: self._expire_session,
+            Kind.CLOSE_SESSION: self._close_session,
+            Kind.TICK: self._nothing,
+        }
+
+    def apply(self, batch: Batch) -> Applied:
+        """Apply the next batch: group by group, entry by entry.
+
+        Decoded operations of its groups are handed over to the machines: a Batch object is applied
+        once. Raises MachineFault where a machine is at fault and StorageCorrupt for a kind of entry
+        that this program does not know; after either, this object must not be used again.
+        """
+        assert self._usable, "used after a fault"
+        assert batch.first_index == self.index + 1, (
+            f"batch from {batch.first_index} after entry {self.index}"
+        )
+        assert batch.log_time >= self.time, f"log time {batch.log_time} after {self.time}"
+        self._usable = False
+        self.time = batch.log_time
+        applied = self._frame.begin(batch.log_time)
+        index = batch.first_index
+        for group in batch.groups:
+            self._frame.context.session = 0
+            self._frame.enter(index)
+            if group.kind == Kind.COMMANDS:
+                self._commands.apply(group, index)
+            else:
+                self._apply_one(group, index)
+            index += group.count
+        assert index == batch.last_index + 1, (
+            f"groups up to entry {index - 1}, batch up to {batch.last_index}"
+        )
+        self.index = batch.last_index
+        self._usable = True
+        return applied
+
+    def query(self, session: int, operation: list[Any]) -> Any:
+        """Answer a read, `[resource, name, args]`, from the present state. Changes nothing.
+
+        A name that does not exist is answered by an empty machine. The answer is to be encoded
+        before the next `apply`: it may be a part of a machine. Raises CommandError for whatever is
+        wrong, a failing machine included: a read never stops a server.
+        """
+        context = self._read_context
+        context.index, context.time, context.session = self.index, self.time, session
+        try:
+            check_operation(operation)
+        except RemoteProtocolError as error:
+            raise BadCommand(str(error)) from error
+        if len(operation) == 4:
+            raise BadCommand("a read takes no fence")
+        resource = self._to_read(operation[0])
+        try:
+            answer = resource.ask(context, operation[1], operation[2])
+            if answer is not None and type(answer) is not bool:
+                pack([[answer]])  # as deep as it stands in a frame
+        except CommandError:
+            raise
+        except Exception as error:
+            what = (
+                f"{operation[1]!r} of {resource.describe()} raised {type(error).__name__}: {error}"
+            )
+            raise CommandError(f"the servers' machine is at fault: {what}") from error
+        return answer
+
+    def next_deadline(self) -> int | None:
+        """Return the earliest deadline of all machines (ms of log time): a Tick is due then."""
+        return self._deadlines.next()
+
+    def due_sessions(self, time: int) -> list[int]:
+        """Return the sessions that have been silent for their timeout at log time `time`, longest
+        due first.
+        """
+        return self.sessions.due(time)
+
+    def next_expiry(self) -> int | None:
+        """Return the earliest log time at which `due_sessions` would not be empty."""
+        return self.sessions.next_expiry()
+
+    def snapshot(self) -> bytes:
+        """Encode the whole state: equal states, equal bytes. Raises MachineFault where a machine
+        cannot.
+        """
+        assert self._usable, "used after a fault"
+        return pack(
+            [
+                *(SNAPSHOT_VERSION, self.index, self.time, self.sessions.floor),
+                self.directory.snapshot(),
+                [pack(session.snapshot()) for session in self.sessions],
+                self._deadlines.snapshot(),
+            ]
+        )
+
+    @classmethod
+    def restore(cls, data: bytes, registry: Registry, limits: LimitsConfig) -> Multiplexer:
+        """Make the state that `snapshot` encoded: it goes on exactly as the old one would.
+
+        Raises StorageCorrupt where the bytes are no snapshot, UsageError where a resource's type is
+        not registered.
+        """
+        try:
+            version, *fields = unpack(data)
+        except (RemoteProtocolError, TypeError, ValueError) as error:
+            raise StorageCorrupt(
+                f"a snapshot of {len(data)} bytes does not decode: {error}"
+            ) from error
+        if version != SNAPSHOT_VERSION:
+            raise StorageCorrupt(
+                f"snapshot of version {version}, this program knows {SNAPSHOT_VERSION}"
+            )
+        found = cls(registry, limits)
+        found.index, found.time, found.sessions.floor, resources, sessions, deadlines = fields
+        found.directory.restore(resources)
+        for record in sessions:
+            found.sessions.add(Session.restore(unpack(record), found.directory.resources))
+        found._deadlines.restore(deadlines)
+        return found
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of the state. Equal on all servers at equal indexes."""
+        return hashlib.sha256(self.snapshot()).digest()
+
+    # -- entries that are not commands ------------------------------------------------------------
+
+    def _apply_one(self, group: Group, index: int) -> None:
+        handler = self._handlers.get(group.kind)
+        if handler is None:
+            raise StorageCorrupt(
+                f"entry {index} is of kind {group.kind}, which this program does not know"
+            )
+        handler(group, index)
+        if self._frame.context.unsettled:
+            self._frame.leave()
+        self._frame.skip(index + 1, index + group.count - 1)
+
+    def _nothing(self, group: Group, index: int) -> None:
+        """TICK and CONFIGURATION: time has passed, no more."""
+
+    def _initialize(self, group: Group, index: int) -> None:
+        self.sessions.floor = self.time
+
+    def _open_session(self, group: Group, index: int) -> None:
+        try:
+            secret_hash, timeout_ms, client_name = decode_open(group.payload)
+        except RemoteProtocolError:
+            return  # nobody to answer
+        session = self.sessions.by_secret(secret_hash)
+        if session is not None:
+            session.last_seen = self.time
+        elif len(self.sessions) >= self._limits.sessions_max:
+            error = LimitExceeded(
+                f"there are {len(self.sessions)} sessions, as many as sessions_max allows"
+            )
+            self._frame.applied.opened.append(Opened(secret_hash, 0, 0, error_fields(error)))
+            return
+        else:
+            session = Session(index, secret_hash, timeout_ms, client_name, self.time, self.time)
+            self.sessions.add(session)
+        self._frame.applied.opened.append(Opened(secret_hash, session.id, session.timeout_ms, None))
+
+    def _keep_alive(self, group: Group, index: int) -> None:
+        try:
+            items = decode_keep_alive(group.payload)
+        except RemoteProtocolError:
+            return
+        for session_id, low_water, event_index, number in items:
+            session = self.sessions.get(session_id)
+            if session is None:
+                self._frame.applied.ended.append(Ended(session_id, "unknown", index))
+            else:
+                session.last_seen = self.time
+                session.acknowledge(low_water, event_index, index)
+                self._frame.applied.kept.append(Kept(session_id, number, index))
+
+    def _expire_session(self, group: Group, index: int) -> None:
+        """A keep-alive that got into the log first wins: the session must be silent still, here and
+        now.
+        """
+        session = self._named_session(group)
+        if session is not None and self.sessions.expiry(session) <= self.time:
+            self._frame.end(session, "expired")
+
+    def _close_session(self, group: Group, index: int) -> None:
+        try:
+            session_id = decode_session_id(group.payload)
+        except RemoteProtocolError:
+            return
+        session = self.sessions.get(session_id)
+        if session is None:
+            self._frame.applied.ended.append(Ended(session_id, "unknown", index))
+        else:
+            self._frame.end(session, "closed")
+
+    def _named_session(self, group: Group) -> Session | None:
+        try:
+            return self.sessions.get(decode_session_id(group.payload))
+        except RemoteProtocolError:
+            return None
+
+    def _to_read(self, reference: Any) -> Resource:
+        """Find what a read is for; a name that does not exist yet is read as an empty machine of
+        its type.
+        """
+        if type(reference) is int:
+            resource = (
+                self.directory.itself
+                if reference == DIRECTORY
+                else self.directory.resources.get(reference)
+            )
+            if resource is None:
+                raise deleted(reference)
+            return resource
+        name, type_name, version, config = reference
+        resource, _ = self.directory.resolve(name, type_name, version, config)
+        if resource is None:
+            machine = self.directory.new_machine(type_name, config)
+            resource = Resource(0, name, type_name, version, config, 0, machine)
+        return resource

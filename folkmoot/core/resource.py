@@ -1,0 +1,79 @@
+"""One named resource: its machine, what the directory knows of it, and how its operations are
+called.
+
+Pure: no I/O, no clock, no randomness. Resources are made and kept by `core/directory.py`; the
+multiplexer calls them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from folkmoot.core.errors import BadCommand
+from folkmoot.core.machine import Context, Machine, Operation, QueryContext
+
+
+class MachineFault(Exception):
+    """A machine did what no machine may: every replica stops at this entry, for its state may be
+    half-changed.
+
+    The message names the index, the resource, its type and the operation; `__cause__` is what the
+    machine raised.
+    """
+
+
+@attrs.define(eq=False)
+class Resource:
+    """A machine with its name.
+
+    - `id` is the index of the entry that created it: a name that is deleted and made anew has
+      another id.
+    - `sessions` are those that have it open, all of them alive; each of them has it in
+      `Session.opened`. A session opens a resource by its first command that succeeds, so a machine
+      knows of no session that has not.
+    """
+
+    id: int
+    name: str
+    type_name: str
+    version: int
+    config: dict[str, Any]
+    creator: int
+    machine: Machine = attrs.field(repr=False)
+    sessions: set[int] = attrs.field(factory=set, repr=False)
+    commands: Mapping[str, Operation] = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.commands = self.machine.commands
+
+    def call(self, context: Context, name: str, args: list[Any]) -> Any:
+        """Apply a command. Raises what the machine raises, and BadCommand where it has no such
+        command.
+        """
+        operation = self.commands.get(name)
+        if operation is None:
+            raise self._unknown(name, "command")
+        operation.check(args)
+        return operation.function(self.machine, context, *args)
+
+    def ask(self, context: QueryContext, name: str, args: list[Any]) -> Any:
+        """Answer a query. Raises as `call` does."""
+        operation = self.machine.queries.get(name)
+        if operation is None:
+            raise self._unknown(name, "query")
+        operation.check(args)
+        return operation.function(self.machine, context, *args)
+
+    def describe(self) -> str:
+        """Name the resource in an error or a fault."""
+        return f"{self.type_name} {self.name!r} (resource {self.id})"
+
+    def _unknown(self, name: str, wanted: str) -> BadCommand:
+        other = self.machine.queries if wanted == "command" else self.commands
+        if name in other:
+            does = "reads" if wanted == "command" else "writes"
+            return BadCommand(f"{name!r} of {self.describe()} is no {wanted}: it {does}")
+        return BadCommand(f"{self.describe()} has no {wanted} {name!r}")
