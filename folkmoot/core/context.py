@@ -26,13 +26,12 @@ from folkmoot.transport.codec import pack
 class ReadContext:
     """What a query sees."""
 
-    __slots__ = ("_sessions", "index", "limits", "session", "time")
+    __slots__ = ("_sessions", "index", "session", "time")
 
-    def __init__(self, sessions: SessionTable, limits: LimitsConfig) -> None:
+    def __init__(self, sessions: SessionTable) -> None:
         self.index = 0
         self.time = 0
         self.session = 0
-        self.limits = limits
         self._sessions = sessions
 
     def client_name(self, session: int) -> str:
@@ -52,6 +51,8 @@ class EntryContext(ReadContext):
     """
 
     __slots__ = (
+        "_bytes_max",
+        "_count_max",
         "_deadlines",
         "bereft",
         "dirty",
@@ -62,7 +63,7 @@ class EntryContext(ReadContext):
     )
 
     def __init__(self, sessions: SessionTable, deadlines: Deadlines, limits: LimitsConfig) -> None:
-        super().__init__(sessions, limits)
+        super().__init__(sessions)
         self.resource_id = 0
         self.effect = 0
         self.unsettled = False
@@ -75,6 +76,8 @@ class EntryContext(ReadContext):
         self.dirty: dict[int, None] = {}
         """Sessions with new events in this batch."""
         self._deadlines = deadlines
+        self._count_max = limits.session_events_max
+        self._bytes_max = limits.session_event_bytes_max
 
     def publish(
         self, sessions: int | Iterable[int], kind: str, payload: Any = None, *, keep: bool = False
@@ -132,11 +135,7 @@ class EntryContext(ReadContext):
 
     def over_bounds(self, events: PendingEvents) -> bool:
         """Whether a session's pending events pass one of their two bounds."""
-        limits = self.limits
-        return (
-            events.count > limits.session_events_max
-            or events.size_bytes > limits.session_event_bytes_max
-        )
+        return events.count > self._count_max or events.size_bytes > self._bytes_max
 
     def note_bereft(self, resource: Resource) -> None:
         """Look at the end of the entry whether the resource is to be collected."""

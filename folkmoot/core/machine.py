@@ -1,10 +1,12 @@
 """The contract between a replicated state machine and the multiplexer that drives it.
 
-Pure: no I/O, no clock, no randomness. This is what built-in primitives and users' own machines are written against.
+Pure: no I/O, no clock, no randomness. This is what built-in primitives and users' own machines are
+written against.
 
-A machine is a plain class. Methods marked `@command` change the state and are reached only through the log; methods marked
-`@query` read it. The first argument after `self` is a context, the others are the operation's arguments, which
-are checked against the method's annotations before it is called:
+A machine is a plain class. Methods marked `@command` change the state and are reached only through
+the log; methods marked `@query` read it. The first argument after `self` is a context, the others
+are the operation's arguments, which are checked against the method's annotations before it is
+called:
 
     class Greeter(Machine):
         type_name = "example.greeter"
@@ -24,10 +26,15 @@ are checked against the method's annotations before it is called:
         def snapshot(self) -> Any: return self.names
         def restore(self, data: Any) -> None: self.names = list(data)
 
-What a machine may do while it applies: change its own state, return plain data (what msgpack can carry), raise a
-`CommandError` BEFORE it has changed anything, publish events to sessions, set and clear deadlines. What it may not do:
-read clocks, randomness, the environment or the hash order of strings, or do I/O. Whatever else it raises is a bug on every
-replica at once: the server stops at that entry and says which.
+What a machine may do while it applies: change its own state, return plain data (what msgpack can
+carry; a copy is taken, so it may go on changing what it returned), raise a `CommandError` BEFORE it
+has changed anything, publish events to sessions, set and clear deadlines. What it may not do: read
+clocks, randomness, the environment or the hash order of strings, or do I/O. Whatever else it raises
+is a bug on every replica at once: the server stops at that entry and says which.
+
+A machine hears of a session first by a command of it, and last by `session_ended`: when the session
+is closed or expires, or when its client closes this resource alone. Between the two the session has
+the resource OPEN. A resource that no session has open and that is `idle` is removed.
 
 Who drives it: `core/multiplexer.py`, on every server alike, one entry after another.
 """
@@ -61,23 +68,31 @@ class QueryContext(Protocol):
 class Context(QueryContext, Protocol):
     """What a command, a deadline or the end of a session sees.
 
-    `index`    the entry's index: strictly increasing over the life of the cluster; use it as version, revision, token
-    `time`     log time in milliseconds: the only clock; never falls, stands still while there is no leader
-    `session`  the session that issued the command (0 for a deadline)
+    `index`    the entry's index: strictly increasing over the life of the cluster; use it as
+               version, revision, token
+    `time`     log time in milliseconds: the only clock; never falls, stands still while there
+               is no leader
+    `session`  the session that issued the command (0 for a deadline, and for the end of one)
     """
 
     def publish(
         self, sessions: int | Iterable[int], kind: str, payload: Any = None, *, keep: bool = False
     ) -> None:
-        """Publish one event to one or several sessions, in the order given; sessions that are gone are passed over.
+        """Publish one event to one or several sessions, in the order given.
 
-        All of it is encoded once. Where a session does not read, its events may be replaced by one "resync" (and
-        `cut_subscriptions` is called); `keep=True`, for grants, is never dropped.
+        Sessions that are gone are passed over. All of it is encoded once. Where a session does not
+        read, its events may be replaced by one "resync" (and `cut_subscriptions` is called, once
+        the entry is done); `keep=True`, for grants, is never dropped: a session that cannot even
+        take those is expired. The kinds "resync" and "deleted" are not a machine's to use.
         """
         ...
 
     def set_deadline(self, key: str, time: int) -> None:
-        """Call `on_deadline(context, key)` once log time has reached `time` (ms). A key has one deadline; the last one holds."""
+        """Call `on_deadline(context, key)` once log time has reached `time` (ms).
+
+        A key has one deadline; the last one that was set holds. It is called before an entry, never
+        within one.
+        """
         ...
 
     def clear_deadline(self, key: str) -> None:
@@ -86,6 +101,7 @@ class Context(QueryContext, Protocol):
 
 
 _FITTING_MAX = 64
+"""Signatures that are remembered per operation; beyond it each call is checked in full."""
 
 
 @attrs.frozen
@@ -112,12 +128,16 @@ class Operation:
         allowed = self.allowed
         count = len(args)
         if not self.required <= count <= len(allowed):
-            raise BadCommand(f"{self.name} takes {self.required} to {len(allowed)} arguments, got {count}")
+            raise BadCommand(
+                f"{self.name} takes {self.required} to {len(allowed)} arguments, got {count}"
+            )
         for position, value in enumerate(args):
             types_allowed = allowed[position]
             if types_allowed is not None and type(value) not in types_allowed:
                 names = " or ".join(sorted(kind.__name__ for kind in types_allowed))
-                raise BadCommand(f"{self.name}: argument {position + 1} is {type(value).__name__}, not {names}")
+                raise BadCommand(
+                    f"{self.name}: argument {position + 1} is {type(value).__name__}, not {names}"
+                )
 
 
 _PLAIN: frozenset[type] = frozenset({str, bytes, int, float, bool, list, dict, type(None)})
@@ -125,23 +145,28 @@ _PLAIN: frozenset[type] = frozenset({str, bytes, int, float, bool, list, dict, t
 
 def command(function: F) -> F:
     """Mark a method as a command: it goes through the log and may change the state."""
-    function._folkmoot_operation = "command"  # type: ignore[attr-defined]
+    function.folkmoot_operation = "command"  # type: ignore[attr-defined]
     return function
 
 
 def query(function: F) -> F:
     """Mark a method as a query: it only reads."""
-    function._folkmoot_operation = "query"  # type: ignore[attr-defined]
+    function.folkmoot_operation = "query"  # type: ignore[attr-defined]
     return function
 
 
 def _allowed(owner: str, name: str, annotation: Any) -> frozenset[type] | None:
     if annotation is Any:
         return None
-    parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    parts = (
+        typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    )
     found = frozenset(typing.get_origin(part) or part for part in parts)
     if not found <= _PLAIN:
-        raise UsageError(f"{owner}.{name}: {annotation} is not plain data; use str, bytes, int, float, bool, list, dict")
+        raise UsageError(
+            f"{owner}.{name}: {annotation} is not plain data; "
+            "use str, bytes, int, float, bool, list, dict"
+        )
     return found
 
 
@@ -149,21 +174,29 @@ def _operation(owner: str, function: Callable[..., Any]) -> Operation:
     """Read an operation's signature. Raises UsageError where it cannot be checked."""
     code = function.__code__
     if code.co_flags & 0x0C or code.co_kwonlyargcount:
-        raise UsageError(f"{owner}.{function.__name__}: an operation takes plain positional arguments only")
+        raise UsageError(
+            f"{owner}.{function.__name__}: an operation takes plain positional arguments only"
+        )
     names = code.co_varnames[2 : code.co_argcount]
     hints = typing.get_type_hints(function)
     missing = [name for name in names if name not in hints]
     if missing or code.co_argcount < 2:
-        raise UsageError(f"{owner}.{function.__name__}: needs (self, context, ...) and an annotation for {missing}")
+        raise UsageError(
+            f"{owner}.{function.__name__}: needs (self, context, ...) "
+            f"and an annotation for {missing}"
+        )
     allowed = tuple(_allowed(owner, function.__name__, hints[name]) for name in names)
-    return Operation(function.__name__, function, allowed, len(names) - len(function.__defaults__ or ()))
+    return Operation(
+        function.__name__, function, allowed, len(names) - len(function.__defaults__ or ())
+    )
 
 
 class Machine:
     """Base of every replicated state machine. One object is one resource on one server.
 
     - Equal entries give equal state, answers and events on every server: nothing else may flow in.
-    - `snapshot` and `restore` carry the whole state: a restored machine goes on exactly as the old one would.
+    - `snapshot` and `restore` carry the whole state: a restored machine goes on exactly as the old
+      one would.
     - A `CommandError` is raised before anything has changed.
     """
 
@@ -176,32 +209,38 @@ class Machine:
         super().__init_subclass__()
         commands, queries = dict(cls.commands), dict(cls.queries)
         for name, function in vars(cls).items():
-            marked = getattr(function, "_folkmoot_operation", None)
+            marked = getattr(function, "folkmoot_operation", None)
             if marked:
-                (commands if marked == "command" else queries)[name] = _operation(cls.__name__, function)
+                (commands if marked == "command" else queries)[name] = _operation(
+                    cls.__name__, function
+                )
         cls.commands, cls.queries = commands, queries
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """Make the empty state. `config` is plain data, fixed when the resource is created; raise ConfigError if it is wrong."""
+        """Make the empty state. `config` is plain data, fixed when the resource is created; raise
+        ConfigError if it is wrong.
+        """
         if config:
             raise ConfigError(f"{self.type_name} takes no configuration, got {sorted(config)}")
 
     def session_ended(self, context: Context, session: int) -> None:
-        """A session has ended: drop all that it owned, and grant to the next, in this very entry."""
+        """A session has ended, or has left this resource: drop all that it owned, and grant to the
+        next, in this entry.
+        """
 
     def on_deadline(self, context: Context, key: str) -> None:
         """A deadline set under `key` is due."""
 
     def cut_subscriptions(self, session: int) -> bool:
-        """Drop what the session subscribed to, as its events overflowed; say whether there was any."""
+        """Drop what the session subscribed to, as it does not read; say whether there was any."""
         return False
 
     def holds_grant(self, token: int) -> bool:
-        """Whether the grant with this fencing token is still held: writes fenced with it are refused otherwise."""
+        """Whether the grant with this token is still held: else writes fenced with it are refused."""
         return False
 
     def idle(self) -> bool:
-        """Whether an empty new machine would do as well: then it is collected once no session has it open."""
+        """Whether an empty new machine would do as well: it is removed once nobody has it open."""
         return False
 
     def snapshot(self) -> Any:
@@ -221,13 +260,14 @@ class Registry:
 
     @classmethod
     def of(cls, kinds: Iterable[type[Machine]]) -> Registry:
-        """Check and register machine classes. Raises UsageError naming the class and what is wrong with it."""
+        """Check and register machine classes. Raises UsageError naming class and fault."""
         machines: dict[str, type[Machine]] = {}
         for kind in kinds:
             if not kind.type_name:
                 raise UsageError(f"{kind.__name__} has no type_name")
             if kind.type_name in machines:
-                raise UsageError(f"{kind.__name__} and {machines[kind.type_name].__name__} are both {kind.type_name!r}")
+                other = machines[kind.type_name].__name__
+                raise UsageError(f"{kind.__name__} and {other} are both {kind.type_name!r}")
             for method in ("snapshot", "restore"):
                 if getattr(kind, method) is getattr(Machine, method):
                     raise UsageError(f"{kind.__name__} does not define {method}()")

@@ -69,7 +69,7 @@ class Multiplexer:
         self._deadlines = Deadlines()
         self.directory = Directory(registry, limits, self.sessions, self._deadlines)
         self._limits = limits
-        self._read_context = ReadContext(self.sessions, limits)
+        self._read_context = ReadContext(self.sessions)
         context = EntryContext(self.sessions, self._deadlines, limits)
         self._frame = EntryFrame(context, self.sessions, self.directory, self._deadlines)
         self._commands = CommandRunner(

@@ -98,7 +98,9 @@ SESSION         session id, timeout ms, applied index, last applied sequence
 CLOSE_SESSION   session id
 SESSION_ENDED   session id, reason ("expired", "closed", "unknown"), index (0: unknown)
 RESULTS         first sequence, index of the last, values, errors: [[offset, code, message, data], ...] (nil: none)
-EVENTS          list of [index, previous event index of this session, [event bytes, ...]]; event: pack([resource id, kind, payload])
+EVENTS          list of [index, previous event index of this session, [event bytes, ...]]; event: pack([resource id, kind, payload]).
+                One that has received all up to `last` takes a batch with previous <= last < index, has had one with
+                index <= last, and has missed something where previous > last (see core/events.py)
 KEEP_ALIVE      session id, low water (highest sequence up to which all answers arrived), last event index, number
 KEPT            the number of the keep-alive, index
 READ            request id, consistency, at least this index, after this sequence of the session, operations
