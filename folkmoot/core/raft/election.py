@@ -31,13 +31,13 @@ Source: §3.4, §3.6.1, §3.8, §4.2.3, §9.6; §3.10 for transfers.
 
 from __future__ import annotations
 
+import math
+
 from folkmoot.core.raft.messages import VoteReply, VoteRequest
 from folkmoot.core.raft.quorum import VoteResult, vote_result
 from folkmoot.core.raft.state import Role, State
 from folkmoot.core.raft.trace import MessageIgnored, VoteAnswered
 from folkmoot.core.types import NodeId
-
-NEVER = float("inf")
 
 
 class Election:
@@ -54,11 +54,11 @@ class Election:
     def __init__(self, state: State) -> None:
         self._state = state
         self._votes: dict[NodeId, bool] = {}
-        self._heard_leader = -NEVER
+        self._heard_leader = -math.inf
         self.is_transfer = False
         """The present campaign was asked for by the old leader."""
         alone = state.configuration.is_alone(state.node_id)
-        self._silent_until = -NEVER
+        self._silent_until = -math.inf
         if state.term > 0 and not alone:
             self._silent_until = state.now + state.config.election_timeout_s
         self._deadline = state.now if alone else state.now + self._draw()
@@ -74,7 +74,7 @@ class Election:
             or not state.configuration.may_lead(state.node_id)
             or not state.effects.is_term_durable
         ):
-            return NEVER
+            return math.inf
         return self._deadline
 
     def reset_timer(self) -> None:
@@ -124,7 +124,8 @@ class Election:
         if expected != (reply.election_term, reply.pre):
             state.effects.trace.append(MessageIgnored(sender, "VoteReply", "not this election"))
             return VoteResult.PENDING
-        self._votes.setdefault(sender, reply.granted)
+        # A late refusal of an earlier round of questions does not take a grant back.
+        self._votes[sender] = reply.granted or self._votes.get(sender, False)
         return self.result()
 
     def result(self) -> VoteResult:

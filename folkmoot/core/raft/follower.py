@@ -29,11 +29,14 @@ Source: §3.5, §3.6; figure 3.1, AppendEntries.
 from __future__ import annotations
 
 from folkmoot.core.batch import FLAG_CONFIGURATION
-from folkmoot.core.errors import RemoteProtocolError, StorageCorrupt
+from folkmoot.core.errors import RemoteProtocolError
 from folkmoot.core.raft.membership import from_batch
 from folkmoot.core.raft.messages import Append, AppendReply
 from folkmoot.core.raft.state import State
 from folkmoot.core.types import NodeId
+
+REFUSED = -1
+"""The verdict on an append whose predecessor is not in this log."""
 
 
 def check_append(message: Append) -> None:
@@ -51,18 +54,8 @@ def check_append(message: Append) -> None:
         if batch.log_time < log_time:
             raise RemoteProtocolError(f"append: log time {batch.log_time} after {log_time}")
         if batch.flags & FLAG_CONFIGURATION:
-            _check_configuration(message, batch.first_index)
+            from_batch(batch)  # it takes effect the moment it is stored (§4.1)
         index, term, log_time = batch.last_index, batch.term, batch.log_time
-
-
-def _check_configuration(message: Append, first_index: int) -> None:
-    """Decode a configuration before it is stored: it takes effect the moment it is (§4.1)."""
-    for batch in message.batches:
-        if batch.first_index == first_index:
-            try:
-                from_batch(batch)
-            except StorageCorrupt as error:
-                raise RemoteProtocolError(f"append: {error}") from error
 
 
 class Follower:
@@ -80,22 +73,32 @@ class Follower:
         self.wants_commit = False
         """Clients wait on this server: commits should be told at once."""
 
-    def accept(self, leader: NodeId, message: Append) -> None:
-        """Handle an append of the present leader. Raises RemoteProtocolError, state untouched."""
-        state = self._state
-        log = state.log
-        prev = message.prev_index
+    def judge(self, message: Append) -> int:
+        """Return the position of the first batch to store, or REFUSED. Changes nothing.
+
+        Raises RemoteProtocolError when no leader of this cluster can have sent it, and halts
+        (AssertionError) when it contradicts what is committed here (bug B5).
+        """
+        check_append(message)
+        log, prev = self._state.log, message.prev_index
         if prev > log.last_index:
-            self._refuse(leader, message, log.last_index + 1, 0)
-            return
+            return REFUSED
         # Bug B6: below the prefix is committed and therefore known; only above can it conflict.
-        if prev >= log.compaction_index and log.term_at(prev) != message.prev_term:
-            self._refuse_conflict(leader, message)
+        if prev >= log.compaction_index:
+            if log.term_at(prev) != message.prev_term:
+                self._check_committed(prev, message.prev_term)
+                return REFUSED
+            if not log.is_boundary(prev):
+                raise RemoteProtocolError(f"append after {prev}, which is inside a batch")
+        return self._first_new(message)
+
+    def accept(self, leader: NodeId, message: Append, first_new: int) -> None:
+        """Do what was judged, and answer."""
+        state = self._state
+        if first_new == REFUSED:
+            self._refuse_mismatch(leader, message)
             return
-        if prev >= log.compaction_index and not log.is_boundary(prev):
-            raise RemoteProtocolError(f"append after {prev}, which is inside a batch")
-        first_new = self._first_new(message)
-        verified = message.batches[-1].last_index if message.batches else prev
+        verified = message.batches[-1].last_index if message.batches else message.prev_index
         if first_new < len(message.batches):
             self._store(message, first_new)
             self._advance_commit(message, verified)
@@ -115,26 +118,28 @@ class Follower:
         """Return the position of the first batch that is not in the log. Changes nothing."""
         log, commit_index = self._state.log, self._state.commit_index
         for position, batch in enumerate(message.batches):
-            if batch.last_index <= commit_index:
-                self._check_committed(batch.first_index, batch.term)
-            elif batch.first_index > log.last_index or batch.term != log.term_at(batch.first_index):
-                last_log_time = log.last_log_time if batch.first_index > log.last_index else 0
-                if batch.log_time < last_log_time:
+            first, last = batch.first_index, batch.last_index
+            if first <= commit_index:
+                self._check_committed(first, batch.term)
+                is_split = last > commit_index
+            elif first > log.last_index or batch.term != log.term_at(first):
+                earliest = log.log_time_at(first - 1)
+                if batch.log_time < earliest:
                     raise RemoteProtocolError(
-                        f"append: log time {batch.log_time} after {last_log_time}"
+                        f"append: log time {batch.log_time} at {first} after {earliest}"
                     )
                 return position
-            elif log.batch_last(batch.first_index) != batch.last_index:
-                raise RemoteProtocolError(
-                    f"append: batch {batch.first_index}..{batch.last_index} of term {batch.term} "
-                    f"is here {batch.first_index}..{log.batch_last(batch.first_index)}"
-                )
+            else:
+                is_split = last != log.batch_last(first)
+            if is_split:
+                raise RemoteProtocolError(f"append: batch {first}..{last} ends elsewhere here")
         return len(message.batches)
 
     def _check_committed(self, index: int, term: int) -> None:
         """Halt when a leader contradicts what is committed (bug B5): data was lost somewhere."""
         log = self._state.log
-        if index > log.compaction_index and log.term_at(index) != term:
+        is_known = log.compaction_index <= index <= self._state.commit_index
+        if is_known and log.term_at(index) != term:
             raise AssertionError(
                 f"the leader of term {self._state.term} has term {term} at committed {index}, "
                 f"this server has term {log.term_at(index)}"
@@ -169,13 +174,14 @@ class Follower:
             self.wants_commit,
         )
 
-    def _refuse_conflict(self, leader: NodeId, message: Append) -> None:
+    def _refuse_mismatch(self, leader: NodeId, message: Append) -> None:
         """Name the conflicting term and where it starts, so that one round trip skips it (§3.5)."""
         state, prev = self._state, message.prev_index
-        if prev <= state.commit_index:
-            self._check_committed(prev, message.prev_term)
-        first = state.log.first_of_term_at(prev)
-        self._refuse(leader, message, max(first, state.commit_index + 1), state.log.term_at(prev))
+        if prev > state.log.last_index:
+            self._refuse(leader, message, state.log.last_index + 1, 0)
+            return
+        first = max(state.log.first_of_term_at(prev), state.commit_index + 1)
+        self._refuse(leader, message, first, state.log.term_at(prev))
 
     def _refuse(self, leader: NodeId, message: Append, index: int, term: int) -> None:
         state = self._state

@@ -217,6 +217,12 @@ class LogView:
             return self._run_starts[run + 1] - 1
         return self.last_index
 
+    def log_time_at(self, index: int) -> int:
+        """Return the log time of the batch that holds `index`, or of the prefix's end."""
+        if index <= self.compaction_index:
+            return self._compaction_log_time
+        return self._times[bisect_left(self._ends, index)]
+
     # -- bytes ---------------------------------------------------------------------------------
 
     def batches_from(self, index: int, bytes_max: int, count_max: int) -> list[Batch] | None:

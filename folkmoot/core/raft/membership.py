@@ -23,7 +23,7 @@ import msgpack
 
 from folkmoot.core.batch import Batch, Kind
 from folkmoot.core.config import Member
-from folkmoot.core.errors import RemoteProtocolError
+from folkmoot.core.errors import RemoteProtocolError, StorageCorrupt
 from folkmoot.core.types import NodeId
 
 MEMBERS_MAX = 1024
@@ -132,7 +132,11 @@ def from_batch(batch: Batch) -> Configuration:
     Raises RemoteProtocolError when it holds none, or a malformed one.
     """
     index, found = batch.first_index, None
-    for group in batch.groups:
+    try:
+        groups = batch.groups
+    except StorageCorrupt as error:
+        raise RemoteProtocolError(f"batch from {batch.first_index}: {error}") from error
+    for group in groups:
         if group.kind == Kind.CONFIGURATION:
             found = Configuration.from_payload(group.payload, index)
         index += group.count

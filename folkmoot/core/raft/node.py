@@ -33,7 +33,7 @@ from folkmoot.core.config import RaftConfig
 from folkmoot.core.errors import NotLeader, Overloaded
 from folkmoot.core.raft.effects import HardState, Ready
 from folkmoot.core.raft.election import Election
-from folkmoot.core.raft.follower import Follower, check_append
+from folkmoot.core.raft.follower import Follower
 from folkmoot.core.raft.leader import Leader
 from folkmoot.core.raft.log import LogView
 from folkmoot.core.raft.membership import Configuration
@@ -96,7 +96,6 @@ class Raft:
         self._leader: Leader | None = None
         self._newest_round = 0
         self._handlers: dict[type, Callable[[NodeId, Any], None]] = {
-            Append: self._on_append,
             AppendReply: self._on_append_reply,
             TimeoutNow: self._on_timeout_now,
             ReadIndexRequest: self._on_read_request,
@@ -202,11 +201,12 @@ class Raft:
         """Handle a message. Raises RemoteProtocolError when it is refused; nothing changed then."""
         self._advance(now)
         if type(message) is Append:
-            check_append(message)
-        elif type(message) is VoteRequest:
+            self._on_append(sender, message)
+            return
+        if type(message) is VoteRequest:
             self._on_vote_request(sender, message)
             return
-        elif type(message) is VoteReply:
+        if type(message) is VoteReply:
             self._on_vote_reply(sender, message)
             return
         term = self._state.term
@@ -214,7 +214,8 @@ class Raft:
             # §3.3: a higher term is followed first, and only then the message handled.
             self._become_follower(message.term)
         elif message.term < term:
-            self._on_old_term(sender, message)
+            name, reason = type(message).__name__, f"old term {message.term}"
+            self._effects.trace.append(MessageIgnored(sender, name, reason))
             return
         self._handlers[type(message)](sender, message)
 
@@ -230,7 +231,7 @@ class Raft:
     def tick(self, now: float) -> None:
         """Do what has become due; cheap when nothing has."""
         self._advance(now)
-        if now < self.deadline():
+        if self._state.now < self.deadline():
             return
         self._forwarded.expire()
         if self._leader is not None:
@@ -312,16 +313,23 @@ class Raft:
 
     def _on_append(self, sender: NodeId, message: Append) -> None:
         state = self._state
-        if state.role is Role.LEADER or state.leader not in (None, sender):
+        if message.term < state.term:
+            self._follower.refuse_old_term(sender, message)
+            return
+        first_new = self._follower.judge(message)
+        if message.term > state.term:
+            self._become_follower(message.term, sender)
+        elif state.role is Role.LEADER or state.leader not in (None, sender):
             # §3.2, election safety. Nothing that could be done here would be right.
             raise AssertionError(
                 f"nodes {sender} and {state.leader} both lead term {state.term}, says node "
                 f"{state.node_id}"
             )
-        if state.leader is None:
+        elif state.leader is None:
+            # §3.4, bug A5: whoever campaigns in this term has lost it.
             self._become_follower(state.term, sender)
         self._election.heard_leader()
-        self._follower.accept(sender, message)
+        self._follower.accept(sender, message, first_new)
 
     def _on_append_reply(self, sender: NodeId, reply: AppendReply) -> None:
         if self._leader is not None:
@@ -365,14 +373,6 @@ class Raft:
     def _on_read_reply(self, sender: NodeId, reply: ReadIndexReply) -> None:
         if sender == self._state.leader and self._leader is None:
             self._forwarded.answered(reply)
-
-    def _on_old_term(self, sender: NodeId, message: Message) -> None:
-        """Refuse a deposed leader with the present term; drop everything else (bugs A6, A9)."""
-        if type(message) is Append:
-            self._follower.refuse_old_term(sender, message)
-        else:
-            event = MessageIgnored(sender, type(message).__name__, f"old term {message.term}")
-            self._effects.trace.append(event)
 
     # -- roles ---------------------------------------------------------------------------------
 

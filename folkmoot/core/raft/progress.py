@@ -23,13 +23,13 @@ Source: §3.5, §10.2.1; the states' names are the ones of the field.
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
+from collections.abc import Sequence
 
 from folkmoot.core.batch import Batch
 from folkmoot.core.raft.messages import AppendReply
 from folkmoot.core.types import NodeId
-
-NEVER = float("-inf")
 
 
 class ProgressState(enum.StrEnum):
@@ -77,7 +77,7 @@ class Progress:
         self.first_round = first_round
         self.acked_round = 0
         """The newest round that it has acknowledged."""
-        self.acked_sent_at = NEVER
+        self.acked_sent_at = -math.inf
         """When that round was SENT: leases count from there (bug C4)."""
         self.contact_at = now
         """When its newest reply arrived; a new leader gives everybody a full timeout."""
@@ -89,7 +89,7 @@ class Progress:
         """The highest commit index that it can have learnt from what was sent."""
         self.reading = False
         """Its next batches are being read back from storage."""
-        self.loaded: list[Batch] = []
+        self.loaded: Sequence[Batch] = ()
         """Batches that were read back, from next_index on, not yet sent."""
         self.inflight_batches = 0
         self.inflight_bytes = 0
@@ -98,18 +98,13 @@ class Progress:
 
     # -- sending -------------------------------------------------------------------------------
 
-    @property
-    def prev_index(self) -> int:
-        """The index before the next append."""
-        return self.next_index - 1
-
     def may_send_batches(self, window_batches: int, window_bytes: int) -> bool:
         """Return whether an append with batches may go out now."""
         if self.state is ProgressState.PIPELINE:
             return self.inflight_batches < window_batches and self.inflight_bytes < window_bytes
         return self.state is ProgressState.PROBE and not self.probe_sent
 
-    def sent(self, batches: list[Batch], size_bytes: int) -> None:
+    def sent(self, batches: Sequence[Batch]) -> None:
         """Note that `batches`, which start at next_index, went out."""
         if self.state is not ProgressState.PIPELINE:
             return  # a probe does not move on before it is answered
@@ -117,6 +112,7 @@ class Progress:
             f"sent {batches[0].first_index}, next is {self.next_index}"
         )
         last_index = batches[-1].last_index
+        size_bytes = sum([len(batch.data) for batch in batches])
         self.next_index = last_index + 1
         self._inflight.append((last_index, len(batches), size_bytes))
         self.inflight_batches += len(batches)
@@ -147,16 +143,16 @@ class Progress:
         """Return whether a refusal answers the present position (bug B10)."""
         if self.state is ProgressState.PIPELINE:
             return self.match_index < reply.prev_index < self.next_index
-        return reply.prev_index == self.prev_index
+        return reply.prev_index == self.next_index - 1
 
     def become_probe(self, next_index: int, *, paced: bool = False) -> None:
         """Find out anew where the logs meet; `paced` waits for the next heartbeat to ask."""
         self._become(ProgressState.PROBE, max(next_index, self.match_index + 1))
         self.probe_sent = paced
 
-    def become_prefix(self) -> None:
+    def become_prefix(self, next_index: int) -> None:
         """Its next batches are gone here: only the prefix can help it."""
-        self._become(ProgressState.PREFIX, self.next_index)
+        self._become(ProgressState.PREFIX, next_index)
 
     def _become(self, state: ProgressState, next_index: int) -> None:
         self.state = state
@@ -164,6 +160,6 @@ class Progress:
         self.probe_sent = False
         self.sent_commit = 0
         self.reading = False
-        self.loaded = []
+        self.loaded = ()
         self._inflight.clear()
         self.inflight_batches = self.inflight_bytes = 0

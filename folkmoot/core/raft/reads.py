@@ -23,6 +23,7 @@ Source: §6.4.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -34,8 +35,6 @@ from folkmoot.core.raft.messages import TOKENS_MAX, ReadIndexReply, ReadIndexReq
 from folkmoot.core.raft.state import State
 from folkmoot.core.raft.trace import ReadsLost
 from folkmoot.core.types import NodeId
-
-NEVER = float("inf")
 
 
 @attrs.define
@@ -147,7 +146,7 @@ class ForwardedReads:
         """When the oldest question has waited too long."""
         for asked_at in self._asked.values():
             return asked_at + self._state.config.election_timeout_s
-        return NEVER
+        return math.inf
 
     def flush(self) -> None:
         """Ask the leader about everything that waits, in as few messages as possible."""
@@ -171,10 +170,10 @@ class ForwardedReads:
 
     def expire(self) -> None:
         """Give up the questions that have waited for an election timeout."""
-        oldest = self._state.now - self._state.config.election_timeout_s
+        timeout_s = self._state.config.election_timeout_s
         expired = []
         for token, asked_at in self._asked.items():
-            if asked_at > oldest:
+            if self._state.now < asked_at + timeout_s:
                 break
             expired.append(token)
         for token in expired:

@@ -20,7 +20,7 @@ to mean two rounds.
 
 from __future__ import annotations
 
-from folkmoot.core.raft.progress import NEVER
+import math
 
 
 class Rounds:
@@ -51,4 +51,4 @@ class Rounds:
 
     def sent_at(self, number: int) -> float:
         """Return when round `number` started; longest ago for one that is forgotten."""
-        return self._started.get(number, NEVER)
+        return self._started.get(number, -math.inf)

@@ -102,7 +102,7 @@ class Node:
     """Token -> index, None for a read that was lost."""
 
 
-@attrs.define
+@attrs.define(eq=False)
 class Envelope:
     """A message on the wire."""
 
@@ -132,6 +132,8 @@ class Network:
         self.wire: list[Envelope] = []
         self.cut: set[Link] = set()
         self.latency: Callable[[int, int], float] = lambda sender, receiver: 0.001
+        self.fate: Callable[[Envelope], list[Envelope]] = lambda envelope: [envelope]
+        """What becomes of a message that is sent: lost, repeated, late."""
         self.sent: dict[str, int] = {}
         """Messages sent so far, by class name."""
         self.note: Callable[[str], None] = lambda line: None
@@ -349,7 +351,7 @@ class Network:
         copy = decode_message(message_type(message), encode_message(message))
         if (node.node_id, peer) not in self.cut and peer in self.nodes:
             arrives = self.now + self.latency(node.node_id, peer)
-            self.wire.append(Envelope(arrives, node.node_id, peer, copy))
+            self.wire += self.fate(Envelope(arrives, node.node_id, peer, copy))
 
     def _apply(self, node: Node, commit_index: int) -> None:
         if commit_index <= node.applied_index:
