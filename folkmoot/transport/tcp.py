@@ -1,0 +1,257 @@
+"""TCP: connect, listen, and the choice between the two kinds of link.
+
+On asyncio (and uvloop) links are Protocols, on trio they are anyio streams; `streams=True` asks
+for streams on asyncio too, which the tests do to hold both to one contract. Sockets keep the
+operating system's buffer sizes: setting them would switch off its tuning, which was measured to
+do better.
+
+The accept loop is our own, because what event loops do when file descriptors run out differs: one
+logs a traceback a second, one stops listening. Here it pauses, says so once, and goes on; whoever
+knocks meanwhile waits in the kernel's backlog.
+
+TLS will come as an argument of the constructor; links then have an `identity`.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import errno
+import logging
+import socket
+from typing import Any
+
+import anyio
+from anyio.abc import SocketAttribute, SocketListener, SocketStream
+
+from folkmoot.core.errors import ConfigError, ConnectionLost
+from folkmoot.transport.address import (
+    cause_of,
+    os_error_of,
+    parse_address,
+    printable,
+)
+from folkmoot.transport.backend import running_backend
+from folkmoot.transport.base import BaseLink, BaseTransport
+from folkmoot.transport.link import (
+    CLOSE_TIMEOUT_S,
+    SEND_BUFFER_BYTES_MAX,
+    Link,
+    Listener,
+    OnLink,
+    Receiver,
+)
+from folkmoot.transport.protocol_link import ProtocolLink
+from folkmoot.transport.stream_link import StreamLink
+
+logger = logging.getLogger("folkmoot.transport")
+
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_EXHAUSTED_PAUSE_S = 0.1
+_BACKLOG = 1024
+
+
+class TcpTransport(BaseTransport):
+    """Links over TCP.
+
+    Args:
+        streams: use anyio streams on asyncio as well.
+        send_buffer_bytes_max: unsent bytes per link; a link that passes it is closed.
+        close_timeout_s: how long a closing link waits for the other side.
+    """
+
+    def __init__(
+        self,
+        *,
+        streams: bool = False,
+        send_buffer_bytes_max: int = SEND_BUFFER_BYTES_MAX,
+        close_timeout_s: float = CLOSE_TIMEOUT_S,
+    ) -> None:
+        super().__init__(
+            send_buffer_bytes_max=send_buffer_bytes_max, close_timeout_s=close_timeout_s
+        )
+        self._streams = streams
+
+    async def connect(self, address: str, receiver: Receiver, *, frame_bytes_max: int) -> Link:
+        """Connect to `address` (see Transport.connect). Names are resolved at every attempt."""
+        self._open()
+        host, port = parse_address(address)
+        try:
+            if self._uses_streams():
+                return await self._connect_stream(host, port, receiver, frame_bytes_max)
+            return await self._connect_protocol(host, port, receiver, frame_bytes_max)
+        except (OSError, UnicodeError) as error:
+            raise ConnectionLost(f"cannot connect to {address}: {cause_of(error)}") from error
+
+    async def listen(self, address: str, on_link: OnLink, *, frame_bytes_max: int) -> Listener:
+        """Accept links at `address` (see Transport.listen). A name means its first address."""
+        tasks = self._open()
+        host, port = parse_address(address)
+        try:
+            found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            # A name with both kinds of addresses: IPv4, which every client of the name tries.
+            found.sort(key=lambda info: info[0] != socket.AF_INET)
+            multi = await anyio.create_tcp_listener(
+                local_host=found[0][4][0], local_port=port, backlog=_BACKLOG
+            )
+        except (OSError, UnicodeError) as error:
+            raise ConfigError(f"cannot listen on {address}: {cause_of(error)}") from error
+        accepting = multi.listeners[0]
+        assert isinstance(accepting, SocketListener), f"{accepting!r} is not a listening socket"
+        kind = _StreamListener if self._uses_streams() else _ProtocolListener
+        listener = kind(self, accepting, on_link, frame_bytes_max)
+        self._listeners.add(listener)
+        tasks.start_soon(listener.run)
+        return listener
+
+    def forget(self, listener: _TcpListener) -> None:
+        """Let go of a listener that accepts no more."""
+        self._listeners.discard(listener)
+
+    def start(self, link: StreamLink, receiver: Receiver) -> None:
+        """Hand `link` out and give it its tasks."""
+        link.hand_out(receiver)
+        self._running().start_soon(link.run)
+
+    def _uses_streams(self) -> bool:
+        return self._streams or running_backend() == "trio"
+
+    async def _connect_protocol(
+        self, host: str, port: int, receiver: Receiver, frame_bytes_max: int
+    ) -> Link:
+        loop = asyncio.get_running_loop()
+        _, link = await loop.create_connection(
+            lambda: ProtocolLink(self, frame_bytes_max), host, port
+        )
+        # Nothing was read so far, and nothing is until the caller's task awaits again.
+        self._refuse_if_closing(link)
+        link.hand_out(receiver)
+        link.start_reading()
+        return link
+
+    async def _connect_stream(
+        self, host: str, port: int, receiver: Receiver, frame_bytes_max: int
+    ) -> Link:
+        stream = await anyio.connect_tcp(host, port)
+        link = StreamLink(self, stream, await _prepare(stream), frame_bytes_max)
+        if self._closing:
+            await anyio.aclose_forcefully(stream)
+        self._refuse_if_closing(link)
+        self.start(link, receiver)
+        return link
+
+    def _refuse_if_closing(self, link: BaseLink) -> None:
+        if self._closing:
+            link.abort("the transport was closed")
+            raise ConnectionLost(f"connected to {link.remote}, but the transport was closed")
+
+
+class _TcpListener(abc.ABC):
+    """One listening socket and its accept loop."""
+
+    def __init__(
+        self, owner: TcpTransport, listener: SocketListener, on_link: OnLink, frame_bytes_max: int
+    ) -> None:
+        self.address = printable(_raw_socket(listener).getsockname())
+        self._owner = owner
+        self._listener = listener
+        self._on_link = on_link
+        self._frame_bytes_max = frame_bytes_max
+        self._scope = anyio.CancelScope()
+        self._stopped = anyio.Event()
+
+    async def aclose(self) -> None:
+        self._scope.cancel()
+        await self._stopped.wait()
+
+    async def run(self) -> None:
+        """Accept until closed, whatever happens to single connections."""
+        try:
+            with self._scope:
+                await self._accept_for_ever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._listener.aclose()
+            self._owner.forget(self)
+            self._stopped.set()
+
+    async def _accept_for_ever(self) -> None:
+        exhausted = False
+        while True:
+            try:
+                await self._accept()
+                exhausted = False
+            except (OSError, anyio.BrokenResourceError) as error:
+                cause = os_error_of(error)
+                if cause is None or cause.errno not in _EXHAUSTED:
+                    logger.info("a connection to %s failed: %s", self.address, cause_of(error))
+                    await anyio.lowlevel.checkpoint()
+                    continue
+                if not exhausted:
+                    logger.error(
+                        "%s accepts no connections for now: %s; raise the limit (ulimit -n) or "
+                        "lower connections_max",
+                        self.address,
+                        cause_of(error),
+                    )
+                exhausted = True
+                await anyio.sleep(_EXHAUSTED_PAUSE_S)
+
+    def _ask_receiver(self, link: BaseLink) -> Receiver | None:
+        """Find the owner of an accepted link; None, and the bug surfaced, when on_link raises."""
+        try:
+            return self._on_link(link)
+        except Exception as error:  # noqa: BLE001 - it comes out of the transport's block
+            link.abort(f"its owner failed: {error!r}")
+            self._owner.fail(error, f"{link.remote} was accepted by {self.address}")
+            return None
+
+    @abc.abstractmethod
+    async def _accept(self) -> None:
+        """Accept one connection and hand it out."""
+
+
+class _ProtocolListener(_TcpListener):
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        listening = _raw_socket(self._listener)
+        sock, _ = await loop.sock_accept(listening)
+        try:
+            await loop.connect_accepted_socket(
+                lambda: ProtocolLink(self._owner, self._frame_bytes_max, self._made), sock
+            )
+        except OSError:
+            sock.close()
+            raise
+
+    def _made(self, link: ProtocolLink) -> None:
+        receiver = self._ask_receiver(link)
+        if receiver is not None:
+            link.hand_out(receiver)
+
+
+class _StreamListener(_TcpListener):
+    async def _accept(self) -> None:
+        stream = await self._listener.accept()
+        remote = await _prepare(stream)
+        link = StreamLink(self._owner, stream, remote, self._frame_bytes_max)
+        receiver = self._ask_receiver(link)
+        if receiver is None:
+            await anyio.aclose_forcefully(stream)
+        else:
+            self._owner.start(link, receiver)
+
+
+def _raw_socket(of: SocketListener | SocketStream) -> Any:
+    return of.extra_attributes[SocketAttribute.raw_socket]()
+
+
+async def _prepare(stream: SocketStream) -> str:
+    """Switch off Nagle's delay and return the other side's address; close `stream` on failure."""
+    try:
+        raw = _raw_socket(stream)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return printable(raw.getpeername())
+    except OSError:
+        await anyio.aclose_forcefully(stream)
+        raise
