@@ -5,8 +5,20 @@ Ground layer: imports nothing of the package and may be imported by every layer.
 
 from __future__ import annotations
 
+import datetime
 import enum
 from typing import NewType
+
+Duration = float | datetime.timedelta
+"""Seconds, or a timedelta: what every `timeout=` takes."""
+
+
+def seconds(duration: Duration) -> float:
+    """A duration in seconds."""
+    if isinstance(duration, datetime.timedelta):
+        return duration.total_seconds()
+    return duration
+
 
 NodeId = NewType("NodeId", int)
 """A member's stable id, a positive integer. Never an address, never used again for another member."""

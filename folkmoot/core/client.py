@@ -1,0 +1,555 @@
+"""A client: one session on one connection, one loop, and every resource that is held through it.
+
+The thin impure shell around `core/session_client.py`, which decides everything. This module adds an event loop, a
+transport, the callers' waiters, and the sweeping of their timeouts.
+
+ONE LOOP owns the state: it takes what the link has brought, lets time pass, and performs the effects, once per
+turn. What tasks of the application issue during one turn of the event loop therefore leaves in one frame.
+Those tasks put their operations in by plain calls between two turns; nobody awaits while anything is
+half-changed, so cancelling a task can leave nothing behind (bugs: K8).
+
+Only from the event loop and the process that entered the client: anything else is a UsageError at once.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import os
+import random
+import secrets
+import socket
+import sys
+import threading
+import weakref
+from asyncio import _get_running_loop
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from folkmoot.core.config import ClientConfig
+from folkmoot.core.connector import NEVER
+from folkmoot.core.errors import (
+    ClosedError,
+    FolkmootError,
+    OperationTimeout,
+    Overloaded,
+    TooLarge,
+    UsageError,
+)
+from folkmoot.core.handle import AdminCall, Call, Guard, Listener, Question, Resource
+from folkmoot.core.pipeline import Operation, Target
+from folkmoot.core.requests import SECRET_BYTES
+from folkmoot.core.session_client import Effects, Event, SessionClient, StateChange
+from folkmoot.core.types import ConnectionState, Duration, seconds
+from folkmoot.core.wakeup import Waiter, Wakeup
+from folkmoot.transport.frame import Frame
+from folkmoot.transport.link import Link, Transport
+
+__all__ = ["Call", "Client", "Guard", "Listener", "Resource", "StateChange", "StateChanges"]
+
+logger = logging.getLogger("folkmoot.client")
+
+CLOSE_TIMEOUT_S = 1.0
+"""How long leaving a client waits for the cluster to close its session, which else ends by itself later."""
+STATES_MAX = 256
+"""State changes kept for one observer that does not look; then the oldest are forgotten."""
+_NAME_CHARACTERS_MAX = 256
+_FRAME_OVERHEAD_BYTES = 64
+
+
+class Pending(Protocol):
+    """Something that a caller waits for with a timeout."""
+
+    @property
+    def done(self) -> bool: ...
+    def run_out(self) -> None: ...
+
+
+class Client:
+    """One session on one connection.
+
+    - `state` and `session_id` change only between two turns of the application's tasks.
+    - A guard that was added hears `on_lost` exactly once, unless it was removed before.
+    """
+
+    def __init__(
+        self, addresses: Sequence[str], transport: Transport, config: ClientConfig | None = None
+    ) -> None:
+        if not addresses:
+            raise UsageError("a client needs at least one address")
+        self.config = config or ClientConfig()
+        self._transport = transport
+        self.core = SessionClient(
+            addresses,
+            self.config,
+            random.Random(),
+            lambda: secrets.token_bytes(SECRET_BYTES),
+            (self.config.name or _default_name())[:_NAME_CHARACTERS_MAX],
+        )
+        self._resources: weakref.WeakValueDictionary[tuple[str, str], Resource] = (
+            weakref.WeakValueDictionary()
+        )
+        self._dropped: deque[Target] = deque()
+        self._guards: dict[Guard, None] = {}
+        self._observers: set[StateChanges] = set()
+        self._ready: set[_Ready] = set()
+        self._timeouts: list[tuple[float, int, Pending]] = []
+        self._timeouts_max = 1024
+        self._numbers = itertools.count()
+        self._inbox: deque[tuple[_Attachment, list[Frame] | None, str]] = deque()
+        self._attachment: _Attachment | None = None
+        self._tasks: TaskGroup | None = None
+        self._running = False
+        self._was_entered = False
+        self._home: tuple[int, int, Any] = (0, 0, None)
+        self._directory = Resource(self, self.core.directory)
+
+    # entering and leaving
+
+    async def __aenter__(self) -> Self:
+        """Start to connect. Does not wait for the network."""
+        if self._was_entered:
+            raise UsageError("a client is entered once: make another one")
+        self._was_entered = True
+        self._home = (os.getpid(), threading.get_ident(), _get_running_loop())
+        self._now = _clock()
+        self._wakeup = Wakeup()
+        self._closed: Waiter[None] = Waiter()
+        tasks = anyio.create_task_group()
+        await tasks.__aenter__()
+        self._tasks = tasks
+        self._running = True
+        tasks.start_soon(self._run)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        """Send what was issued, close the session, for a bounded time, and stop."""
+        assert self._tasks is not None, "left before it was entered"
+        if self._running:
+            self._running = False
+            self.core.close(self._now())
+            self._wakeup.set()
+            with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+                await self._closed.wait()
+        self._tasks.cancel_scope.cancel()
+        return await self._tasks.__aexit__(exc_type, exc, traceback)
+
+    # what applications see
+
+    @property
+    def state(self) -> ConnectionState:
+        """What is known of the session."""
+        return self.core.state
+
+    @property
+    def session_id(self) -> int:
+        """The session's id; 0 while there is none that may own anything."""
+        session = self.core.session
+        return 0 if session.doomed else session.id
+
+    @property
+    def local_deadline(self) -> float:
+        """When everything that the session owns must be taken as lost, on `anyio.current_time`'s clock.
+
+        It moves on with every acknowledged sign of life; infinity while there is no session.
+        """
+        return self.core.local_deadline
+
+    @property
+    def directory(self) -> Resource:
+        """The directory of all resources."""
+        return self._directory
+
+    def resource(
+        self,
+        name: str,
+        type_name: str,
+        type_version: int = 1,
+        config: Mapping[str, Any] | None = None,
+    ) -> Resource:
+        """Return the resource of that name and type; no I/O. It is shared while anybody holds it.
+
+        Raises UsageError for a name that is empty or no text, TooLarge for one that is too long.
+        """
+        self._check_name(name)
+        self._release_dropped()
+        config = dict(config or {})
+        known = self._resources.get((name, type_name))
+        if known is not None and not known.target.deleted:
+            if known.target.config == config and known.target.type_version == type_version:
+                return known
+            raise UsageError(
+                f"{type_name} {name!r} is in use here with version {known.target.type_version} and configuration "
+                f"{known.target.config}, not {type_version} and {config}: hold it with one configuration at a time"
+            )
+        target = self.core.target(name, type_name, type_version, config)
+        resource = Resource(self, target)
+        target.owner = weakref.ref(resource)
+        self._resources[name, type_name] = resource
+        weakref.finalize(resource, self._dropped.append, target).atexit = False
+        return resource
+
+    async def wait_ready(self, timeout: Duration | None = None) -> None:
+        """Wait until there is a session. Raises OperationTimeout naming the addresses and what went wrong."""
+        self._check()
+        if self.state is ConnectionState.CONNECTED:
+            return
+        ready = _Ready(self)
+        self._ready.add(ready)
+        try:
+            if timeout is not None:
+                self.expire_after(ready, seconds(timeout))
+            await ready.waiter.wait()
+        finally:
+            self._ready.discard(ready)
+
+    def states(self) -> StateChanges:
+        """Observe changes of state: `async with client.states() as changes: async for change in changes`."""
+        return StateChanges(self._observers, lambda: self.state is ConnectionState.CLOSED)
+
+    async def admin(self, operation: str, *args: Any, timeout: Duration | None = None) -> Any:
+        """Ask the connected server itself, as operators do; needs no session and no leader.
+
+        Raises OperationTimeout (was not asked) or OutcomeUnknown (no answer came).
+        """
+        self._check()
+        call = AdminCall(self, operation, args)
+        self.core.ask(call)
+        self._wakeup.set()
+        if timeout is not None:
+            self.expire_after(call, seconds(timeout))
+        try:
+            return await call.waiter.wait()
+        except BaseException:
+            if not call.done:
+                self.core.admin.withdraw(call)
+            raise
+
+    def add_guard(self, guard: Guard, session_id: int = 0) -> None:
+        """Tell `guard` when everything that the session owns is lost.
+
+        `session_id` is that of the session under which it was granted (see `Call.session_id`): if that has
+        ended already, the guard hears so at once, from within this call.
+        """
+        if self.session_id == 0 or session_id not in (0, self.session_id):
+            guard.on_lost("expired", 0)
+        else:
+            self._guards[guard] = None
+
+    def remove_guard(self, guard: Guard) -> None:
+        """Do not tell `guard` any more; nothing happens where it was told already."""
+        self._guards.pop(guard, None)
+
+    def describe_connection(self) -> str:
+        """Where the client is connected, or has tried to, and what went wrong there."""
+        return self.core.connector.describe()
+
+    def __repr__(self) -> str:
+        return f"<Client {self.state.value}, session {self.session_id or 'none'}, {self.describe_connection()}>"
+
+    # what resources and calls use
+
+    def issue(self, call: Call) -> None:
+        """Queue a command. Raises as `Resource.send` says."""
+        core = self.core
+        self._check()
+        self._check_room(call, len(core.pipeline.outbox))
+        core.issue(call)
+        self._wakeup.set()
+
+    def read(self, question: Question) -> None:
+        """Queue a read."""
+        core = self.core
+        self._check()
+        self._check_room(question, len(core.reads.queued))
+        core.read(question)
+        self._wakeup.set()
+
+    def expire_after(self, pending: Pending, timeout_s: float) -> None:
+        """Call `pending.run_out()` after so long, unless it is done by then."""
+        timeouts = self._timeouts
+        if len(timeouts) >= self._timeouts_max:
+            timeouts[:] = [entry for entry in timeouts if not entry[2].done]
+            heapq.heapify(timeouts)
+            self._timeouts_max = max(1024, 2 * len(timeouts))
+        entry = (self._now() + timeout_s, next(self._numbers), pending)
+        heapq.heappush(timeouts, entry)
+        if timeouts[0] is entry:
+            self._wakeup.set()
+
+    def _check(self) -> None:
+        if not self._running:
+            if self._was_entered:
+                raise ClosedError("this client is closed: nothing was sent")
+            raise UsageError("this client is not running yet: use it inside `async with`")
+        if self._home != (os.getpid(), threading.get_ident(), _get_running_loop()):
+            raise self._misuse()
+
+    def _misuse(self) -> UsageError:
+        pid, thread, _ = self._home
+        if os.getpid() != pid:
+            return UsageError(
+                f"this client belongs to process {pid} and was used in its fork {os.getpid()}: "
+                "open a cluster in each process, after the fork"
+            )
+        if threading.get_ident() != thread:
+            return UsageError(
+                "this client was used from another thread than the one it runs in: "
+                "use anyio.from_thread, or open a cluster in that thread"
+            )
+        return UsageError(
+            "this client was used from another event loop than the one that it runs in"
+        )
+
+    def _check_room(self, operation: Operation, waiting: int) -> None:
+        config = self.config
+        if waiting >= config.outbox_max:
+            raise Overloaded(
+                f"{waiting} operations of this client wait to be sent, as many as outbox_max allows "
+                f"(state {self.state.value})"
+            )
+        size_bytes = len(operation.body) + len(operation.target.head(fenced=operation.fenced))
+        if size_bytes > config.limits.frame_bytes_max - _FRAME_OVERHEAD_BYTES:
+            raise TooLarge(
+                f"an operation on {operation.target!r} has {size_bytes} bytes; "
+                f"a frame may have {config.limits.frame_bytes_max} (frame_bytes_max)"
+            )
+
+    def _check_name(self, name: object) -> None:
+        if not isinstance(name, str) or not name:
+            raise UsageError(f"a resource's name is {name!r}: it must be text, and not empty")
+        size_bytes = len(name.encode())
+        limit = self.config.limits.name_bytes_max
+        if size_bytes > limit:
+            raise TooLarge(
+                f"the name {name[:40]!r}... has {size_bytes} bytes; {limit} are allowed (name_bytes_max)"
+            )
+
+    # the loop
+
+    async def _run(self) -> None:
+        core = self.core
+        core.start(self._now())
+        try:
+            while core.state is not ConnectionState.CLOSED:
+                now = self._turn()
+                due = min(core.deadline(), self._timeouts[0][0] if self._timeouts else NEVER)
+                await self._wakeup.wait(None if due == NEVER else max(due - now, 0.0))
+        finally:
+            self._running = False
+            core.abandon("the client was left", self._now())
+            self._perform(core.effects(self._now()))
+            self._closed.set_result(None)
+
+    def _turn(self) -> float:
+        """Take what has arrived, let time pass, and do what follows from both."""
+        core = self.core
+        now = self._now()
+        if self._dropped:
+            self._release_dropped()
+        while self._inbox:
+            attachment, frames, text = self._inbox.popleft()
+            if attachment is not self._attachment:
+                continue  # of a connection that has been given up
+            if frames is None:
+                self._attachment = None
+                core.disconnected(text, now)
+            elif text:
+                core.connected(now)
+            else:
+                core.received(frames, now)
+        core.tick(now)
+        while self._timeouts and self._timeouts[0][0] <= now:
+            pending = heapq.heappop(self._timeouts)[2]
+            if not pending.done:
+                pending.run_out()
+        self._perform(core.effects(now))
+        return now
+
+    def _perform(self, effects: Effects) -> None:
+        attachment = self._attachment
+        if effects.send and attachment is not None and attachment.link is not None:
+            for data in effects.send:
+                attachment.link.send(data)
+        if effects.disconnect is not None and attachment is not None:
+            attachment.drop(effects.disconnect)
+            self._attachment = None
+        if effects.connect is not None and self._tasks is not None:
+            self._attachment = _Attachment(self._inbox, self._wakeup)
+            self._tasks.start_soon(self._connect, effects.connect, self._attachment)
+        for operation in effects.answers:
+            operation.finished()
+        for request in effects.admin:
+            request.finished()
+        for notice in effects.notices:
+            if isinstance(notice, Event):
+                self._publish(notice)
+            else:
+                self._announce(notice)
+
+    def _publish(self, event: Event) -> None:
+        owner = event.target.owner
+        resource: Resource | None = owner() if owner is not None else None
+        if resource is not None:
+            for listener in tuple(resource.listeners):
+                listener.on_event(event.index, event.kind, event.payload)
+
+    def _announce(self, change: StateChange) -> None:
+        state, cause = change.state, change.cause
+        level = logging.WARNING if state is ConnectionState.EXPIRED else logging.INFO
+        logger.log(level, "session %s is %s: %s", change.session_id or "none", state.value, cause)
+        if state in (ConnectionState.EXPIRED, ConnectionState.CLOSED):
+            guards, self._guards = self._guards, {}
+            for guard in guards:
+                guard.on_lost(state.value, change.index)
+        for resource in list(self._resources.values()):
+            for listener in tuple(resource.listeners):
+                listener.on_state(state, cause)
+        for observer in tuple(self._observers):
+            observer.add(change)
+        for ready in tuple(self._ready):
+            ready.announce(state)
+
+    async def _connect(self, address: str, attachment: _Attachment) -> None:
+        try:
+            with anyio.fail_after(self.config.connect_timeout_s), attachment.attempt:
+                attachment.link = await self._transport.connect(
+                    address, attachment, frame_bytes_max=self.config.limits.send_buffer_bytes_max
+                )
+        except TimeoutError:
+            attachment.on_closed(None, f"no connection within {self.config.connect_timeout_s:g} s")
+        except FolkmootError as error:
+            attachment.on_closed(None, str(error))
+        else:
+            attachment.opened()
+
+    def _release_dropped(self) -> None:
+        while self._dropped:
+            self.core.release(self._dropped.popleft())
+
+
+class _Attachment:
+    """One attempt to connect, and the link that came of it. What it brings goes into the client's inbox."""
+
+    __slots__ = ("_inbox", "_unwanted", "_wakeup", "attempt", "link")
+
+    def __init__(
+        self, inbox: deque[tuple[_Attachment, list[Frame] | None, str]], wakeup: Wakeup
+    ) -> None:
+        self._inbox = inbox
+        self._wakeup = wakeup
+        self._unwanted = ""
+        self.attempt = anyio.CancelScope()
+        self.link: Link | None = None
+
+    def opened(self) -> None:
+        """The attempt is over: with a link, or because it is not wanted any more."""
+        if self.link is None:
+            return
+        if self._unwanted:
+            self.link.close(self._unwanted)
+        else:
+            self._put([], self.link.remote or "link")
+
+    def drop(self, reason: str) -> None:
+        """Nobody wants it any more."""
+        self._unwanted = reason
+        if self.link is None:
+            self.attempt.cancel()
+        else:
+            self.link.close(reason)
+
+    def on_frames(self, link: Link, frames: list[Frame]) -> None:
+        """Take what a link has received."""
+        self._put(frames, "")
+
+    def on_closed(self, link: Link | None, reason: str) -> None:
+        """Take the end of a link, or of the attempt."""
+        self._put(None, reason)
+
+    def _put(self, frames: list[Frame] | None, text: str) -> None:
+        self._inbox.append((self, frames, text))
+        self._wakeup.set()
+
+
+class _Ready:
+    """Somebody waits for a session."""
+
+    def __init__(self, client: Client) -> None:
+        self.waiter: Waiter[None] = Waiter()
+        self._client = client
+
+    @property
+    def done(self) -> bool:
+        return self.waiter.done
+
+    def run_out(self) -> None:
+        text = f"no session within the timeout; {self._client.describe_connection()}"
+        self.waiter.set_exception(OperationTimeout(text))
+
+    def announce(self, state: ConnectionState) -> None:
+        if state is ConnectionState.CONNECTED:
+            self.waiter.set_result(None)
+        elif state is ConnectionState.CLOSED:
+            self.waiter.set_exception(ClosedError("the client was closed before it had a session"))
+
+
+class StateChanges:
+    """Changes of state, in order, from the moment of entering on.
+
+    One that does not look keeps the newest STATES_MAX changes. Ends when the client is closed.
+    """
+
+    def __init__(self, observers: set[StateChanges], is_over: Callable[[], bool]) -> None:
+        self._observers = observers
+        self._is_over = is_over
+        self._changes: deque[StateChange] = deque(maxlen=STATES_MAX)
+        self._waiter: Waiter[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._observers.add(self)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._observers.discard(self)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> StateChange:
+        if self not in self._observers:
+            raise UsageError("states() is observed inside `async with`")
+        while not self._changes:
+            if self._is_over():
+                raise StopAsyncIteration
+            self._waiter = Waiter()
+            await self._waiter.wait()
+        return self._changes.popleft()
+
+    def add(self, change: StateChange) -> None:
+        """Take a change."""
+        self._changes.append(change)
+        if self._waiter is not None:
+            self._waiter.set_result(None)
+
+
+def _clock() -> Callable[[], float]:
+    """The clock that anyio's deadlines go by, without anyio's search for the backend at every call."""
+    loop = _get_running_loop()
+    return sys.modules["trio"].current_time if loop is None else loop.time
+
+
+def _default_name() -> str:
+    program = os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "python"
+    return f"{socket.gethostname()} {program} {os.getpid()}"
