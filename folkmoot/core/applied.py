@@ -12,8 +12,7 @@ import attrs
 
 @attrs.define
 class Results:
-    """Answers to consecutive commands of one session, from consecutive entries: what a RESULTS
-    frame says.
+    """Answers to consecutive commands of one session: what a RESULTS frame says.
 
     A session keeps these very objects until they are acknowledged: nobody changes one.
     """
@@ -73,9 +72,7 @@ class Kept:
 
 @attrs.define
 class Ended:
-    """A session is no more: "expired", "closed", or "unknown" where it was gone already when it
-    spoke.
-    """
+    """A session is no more: expired, closed, or unknown where it was gone when it spoke."""
 
     session_id: int
     reason: str

@@ -161,9 +161,7 @@ class CommandRunner:
         return max(0, self._limits.session_window - (session.sequence - session.low_water))
 
     def _reach(self, session: Session, operation: list[Any]) -> Any:
-        """Apply a command to wherever it is for: with a fence, by name, to the directory, or to a
-        resource not yet open.
-        """
+        """Apply a command that is fenced, by name, to the directory, or to what is not open yet."""
         context, directory = self._context, self._directory
         reference, name, args = operation[:3]
         if len(operation) == 4:
@@ -184,9 +182,7 @@ class CommandRunner:
     def _open_and_do(
         self, session: Session, reference: list[Any], name: str, args: list[Any]
     ) -> list[Any]:
-        """Open or create by [name, type, version, configuration], and do. If it fails, nothing is
-        created or opened.
-        """
+        """Open or create by [name, type, version, configuration], and do: both or neither."""
         context, directory = self._context, self._directory
         resource, note = directory.resolve(*reference)
         existing = resource is not None
@@ -210,9 +206,7 @@ class CommandRunner:
     def _refused_by_machine(
         self, error: CommandError, operation: list[Any]
     ) -> tuple[list[Any], int]:
-        """Make the answer of an error. A machine that refuses has changed nothing: as far as we
-        see, that is asserted.
-        """
+        """Make the answer of an error. One who refuses has changed nothing: asserted, if seen."""
         context = self._context
         if context.effect == context.index:
             text = f"raised {type(error).__name__} after it had published or touched a deadline"
@@ -222,9 +216,7 @@ class CommandRunner:
         return [code, message, data], size_bytes + len(message)
 
     def _check(self, results: Results, operations: list[Any]) -> None:
-        """Make sure that the answers can be encoded, as deep as they stand in a frame: once per
-        group.
-        """
+        """Make sure that the answers can be encoded, as deep as in a frame. Once per group."""
         try:
             pack([results.values, results.errors])
         except UsageError as error:
@@ -285,9 +277,7 @@ def _gone(session_id: int) -> SessionExpired:
 
 
 def _carry(value: Any) -> tuple[Any, int]:
-    """Copy an answer, so that the machine may go on changing its own; say how many bytes it takes,
-    about.
-    """
+    """Copy an answer, as the machine may go on changing its own; say about how large it is."""
     kind = type(value)
     if kind is bytes or kind is str:
         return value, len(value)

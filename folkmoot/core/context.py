@@ -68,9 +68,7 @@ class EntryContext(ReadContext):
         self.effect = 0
         self.unsettled = False
         self.overflowed: dict[int, set[int]] = {}
-        """Sessions whose events passed their bound, and the resources whose events were discarded
-        since.
-        """
+        """Sessions over their bounds, and the resources whose events were discarded since."""
         self.bereft: set[int] = set()
         """Resources that may have no session and nothing to keep any more."""
         self.dirty: dict[int, None] = {}
@@ -84,9 +82,12 @@ class EntryContext(ReadContext):
     ) -> None:
         """Publish one event to one or several sessions (see `Context.publish`)."""
         index = self.effect = self.index
+        targets = (sessions,) if isinstance(sessions, int) else sessions
+        if isinstance(targets, (set, frozenset)):
+            targets = sorted(targets)
         event = b""
         source = KEPT if keep else self.resource_id
-        for session_id in (sessions,) if type(sessions) is int else sessions:  # type: ignore[union-attr]
+        for session_id in targets:
             session = self._sessions.get(session_id)
             if session is None:
                 continue
@@ -113,17 +114,13 @@ class EntryContext(ReadContext):
         self._deadlines.clear(self.resource_id, key)
 
     def publish_for(self, resource_id: int, sessions: int | Iterable[int], kind: str) -> None:
-        """Publish an event that is about a resource and does not come from its machine. Never
-        dropped.
-        """
+        """Publish a kept event about a resource that does not come from its machine."""
         before, self.resource_id = self.resource_id, resource_id
         self.publish(sessions, kind, keep=True)
         self.resource_id = before
 
     def lose(self, resource: Resource, session_id: int) -> None:
-        """Tell a machine that it has lost a session for good. The mark on the resource is the
-        caller's to remove.
-        """
+        """Tell a machine that it has lost a session. The marks are the caller's to remove."""
         before = self.resource_id, self.session
         self.resource_id, self.session = resource.id, 0
         try:

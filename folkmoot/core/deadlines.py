@@ -15,9 +15,7 @@ import heapq
 from typing import Any
 
 TIME_MAX = (1 << 63) - 1
-"""Log times end here, in some 292 million years; a later deadline is brought down to it and never
-comes.
-"""
+"""Log times end here, in some 292 million years: a later deadline is set to this one."""
 NEVER = 1 << 63
 _SMALL = 64
 
@@ -92,8 +90,7 @@ class Deadlines:
         return heap[0][0] if heap else None
 
     def take_due(self, time: int) -> list[Due]:
-        """Take what is due at log time `time` out of the heap, in order; `claim` says which of it
-        to fire.
+        """Take what is due at log time `time` out of the heap, in order, to be claimed one by one.
 
         What is set while these fire, even if it is due at once, waits for the next entry: a machine
         that always sets its deadline anew cannot keep the entry from ending.

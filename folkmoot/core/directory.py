@@ -1,7 +1,7 @@
-"""The directory: which names there are, and the machine behind each. Itself a machine, with the
-resource id 0.
+"""The directory: which names there are, and the machine behind each.
 
-Pure: no I/O, no clock, no randomness. Part of the replicated state (protocol: multiplexing).
+Pure: no I/O, no clock, no randomness. Part of the replicated state, and itself a machine: what is
+said to the resource id 0 is said to the directory.
 
 Opening. An operation may name its resource by `[name, type, type version, configuration]`: that
 opens it, or creates it with this entry's index as its id, and does the operation, in one entry.
@@ -36,7 +36,7 @@ from folkmoot.core.errors import (
 )
 from folkmoot.core.machine import Machine, Registry, command, query
 from folkmoot.core.requests import DIRECTORY
-from folkmoot.core.resource import Resource
+from folkmoot.core.resource import MachineFault, Resource
 from folkmoot.core.sessions import Session, SessionTable
 from folkmoot.transport.codec import pack, unpack
 
@@ -88,9 +88,7 @@ class Directory(Machine):
 
     @command
     def close(self, context: EntryContext, ids: _Ids) -> None:
-        """Leave the resources with these ids; those that are not open to the session are passed
-        over.
-        """
+        """Leave the resources with these ids; passes over what the session has not open."""
         if not all(type(resource_id) is int for resource_id in ids):
             raise BadCommand("close: a list of resource ids is needed")
         session = self._session(context)
@@ -117,9 +115,7 @@ class Directory(Machine):
 
     @query
     def list(self, context: ReadContext, prefix: str, after: str, limit: int) -> _Plain:
-        """Return rows as `find` does, in order of name: those with the prefix whose names follow
-        `after`.
-        """
+        """Return rows as `find` does, in order of name, of names with the prefix behind `after`."""
         if not 1 <= limit <= LIST_MAX:
             raise BadCommand(f"list: a limit of {limit}; it must lie between 1 and {LIST_MAX}")
         names = self._sorted_names()
@@ -139,25 +135,20 @@ class Directory(Machine):
     def resolve(
         self, name: str, type_name: str, version: int, config: Mapping[str, Any]
     ) -> tuple[Resource | None, str | None]:
-        """Find what a name refers to, with a note where it was made differently; (None, None):
-        there is none yet.
+        """Find what a name refers to, with a note where it was made differently.
 
-        Raises ResourceTypeError where the name has another type, and BadCommand for a type that is
-        not known.
+        Returns (None, None) where there is none yet. Raises ResourceTypeError where the name has
+        another type, LimitExceeded for a name that may not be, and BadCommand for an unknown type.
         """
+        size_bytes = len(name.encode())
+        if not 1 <= size_bytes <= self._limits.name_bytes_max:
+            raise LimitExceeded(
+                f"a name of {size_bytes} bytes: 1 to {self._limits.name_bytes_max} are allowed"
+            )
         resource = self._by_name.get(name)
         if resource is not None and resource.type_name != type_name:
-            raise ResourceTypeError(f"{name!r} is a {resource.type_name}, not a {type_name}")
-        kind = self._registry.machines.get(type_name)
-        if kind is None:
-            raise BadCommand(
-                f"{name!r}: no resource type {type_name!r} is registered on the servers"
-            )
-        if not 1 <= version <= kind.type_version:
-            raise BadCommand(
-                f"{name!r}: version {version} of type {type_name!r}; "
-                f"the servers know 1 to {kind.type_version}"
-            )
+            raise ResourceTypeError(f"{name!r} is a {resource.type_name}, not a {type_name[:64]}")
+        self._check_type(type_name, version)
         if resource is None:
             return None, None
         if resource.config == config and resource.version == version:
@@ -167,14 +158,7 @@ class Directory(Machine):
     def make(
         self, context: EntryContext, name: str, type_name: str, version: int, config: dict[str, Any]
     ) -> Resource:
-        """Make a new resource with the context's index as id. It is not in the directory before
-        `add`.
-        """
-        size_bytes = len(name.encode())
-        if not 1 <= size_bytes <= self._limits.name_bytes_max:
-            raise LimitExceeded(
-                f"a name of {size_bytes} bytes: 1 to {self._limits.name_bytes_max} are allowed"
-            )
+        """Make a new resource with this entry's index as id. `add` enters it, or it never was."""
         if len(self.resources) >= self._limits.resources_max:
             raise LimitExceeded(
                 f"there are {len(self.resources)} resources, as many as resources_max allows"
@@ -241,19 +225,18 @@ class Directory(Machine):
                 self.remove(resource)
 
     def snapshot(self) -> _Records:
-        """One record per resource, in order of id: packed [id, name, type, version, config,
-        creator, packed state].
+        """Return one record per resource, in order of id.
+
+        A record is packed [id, name, type, version, config, creator, packed state of the machine].
         """
         return [_record(self.resources[resource_id]) for resource_id in sorted(self.resources)]
 
     def restore(self, data: Any) -> None:
-        """Take what `snapshot` gave. Raises UsageError where a type, or its version, is not
-        registered.
-        """
+        """Take what `snapshot` gave. Raises UsageError for a type that is not registered."""
         for record in data:
             resource_id, name, type_name, version, config, creator, state = unpack(record)
             try:
-                self.resolve(name, type_name, version, config)
+                self._check_type(type_name, version)
             except BadCommand as error:
                 raise UsageError(
                     f"this server cannot serve resource {resource_id}: {error}"
@@ -261,6 +244,16 @@ class Directory(Machine):
             machine = self.new_machine(type_name, config)
             machine.restore(unpack(state))
             self.add(Resource(resource_id, name, type_name, version, config, creator, machine))
+
+    def _check_type(self, type_name: str, version: int) -> None:
+        kind = self._registry.machines.get(type_name)
+        if kind is None:
+            raise BadCommand(f"no resource type {type_name[:64]!r} is registered on the servers")
+        if not 1 <= version <= kind.type_version:
+            raise BadCommand(
+                f"version {version} of resource type {type_name!r}: "
+                f"the servers know 1 to {kind.type_version}"
+            )
 
     def _session(self, context: EntryContext) -> Session:
         session = self._sessions.get(context.session)
@@ -310,7 +303,8 @@ def _record(resource: Resource) -> bytes:
     try:
         state = pack(resource.machine.snapshot())
     except Exception as error:
-        raise fault(0, resource.describe(), "snapshot", error) from error
+        text = f"snapshot() of {resource.describe()} failed: {type(error).__name__}: {error}"
+        raise MachineFault(text) from error
     return pack(
         [
             *(resource.id, resource.name, resource.type_name, resource.version, resource.config),

@@ -85,9 +85,7 @@ class EntryFrame:
                 self.leave()
 
     def end(self, session: Session, reason: str) -> None:
-        """End a session: tell every machine that it has open, in order of resource id, in this very
-        entry.
-        """
+        """End a session, and tell every machine that it has open, in order of resource id."""
         context = self.context
         self._sessions.remove(session)
         context.dirty.pop(session.id, None)
@@ -112,9 +110,7 @@ class EntryFrame:
             context.note_bereft(resource)
 
     def _cut(self, session_id: int) -> None:
-        """Drop a session's events where that is allowed, and tell it which resources it must look
-        at anew.
-        """
+        """Drop what may be dropped of a session's events, and tell it what to look at anew."""
         context = self.context
         sources = context.overflowed.pop(session_id)
         session = self._sessions.get(session_id)

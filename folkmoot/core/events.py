@@ -90,8 +90,9 @@ class PendingEvents:
         return found
 
     def drop(self) -> set[int]:
-        """Drop every event that may be dropped, close the chain, and return the resources that they
-        came from.
+        """Drop every event that may be dropped, and return the resources that they came from.
+
+        The chain is closed over the gaps.
         """
         dropped: set[int] = set()
         remaining: deque[EventBatch] = deque()

@@ -236,7 +236,7 @@ class Machine:
         return False
 
     def holds_grant(self, token: int) -> bool:
-        """Whether the grant with this token is still held: else writes fenced with it are refused."""
+        """Whether the grant with this token is held; else writes fenced with it are refused."""
         return False
 
     def idle(self) -> bool:

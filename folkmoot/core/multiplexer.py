@@ -1,5 +1,4 @@
-"""The whole replicated state of one server: sessions, directory, machines; and how entries change
-it.
+"""The whole replicated state of one server: sessions, directory, machines; and what changes it.
 
 Pure: no I/O, no clock, no randomness. The server's loop hands it committed batches in order and
 gets back what it must tell its own clients (`Applied`), which is built for every batch alike on
@@ -51,6 +50,8 @@ from folkmoot.transport.codec import pack, unpack
 __all__ = ["Applied", "Ended", "Kept", "MachineFault", "Multiplexer", "Opened", "Results"]
 
 SNAPSHOT_VERSION = 1
+_ATOMS = frozenset({bool, bytes, type(None)})
+"""Answers that can be encoded without having been looked at."""
 
 
 class Multiplexer:
@@ -135,7 +136,7 @@ class Multiplexer:
         resource = self._to_read(operation[0])
         try:
             answer = resource.ask(context, operation[1], operation[2])
-            if answer is not None and type(answer) is not bool:
+            if type(answer) not in _ATOMS:
                 pack([[answer]])  # as deep as it stands in a frame
         except CommandError:
             raise
@@ -151,8 +152,9 @@ class Multiplexer:
         return self._deadlines.next()
 
     def due_sessions(self, time: int) -> list[int]:
-        """Return the sessions that have been silent for their timeout at log time `time`, longest
-        due first.
+        """Return the sessions that at log time `time` have been silent for their timeout.
+
+        Longest due first. They live on until an EXPIRE_SESSION entry for them is applied.
         """
         return self.sessions.due(time)
 
@@ -161,9 +163,7 @@ class Multiplexer:
         return self.sessions.next_expiry()
 
     def snapshot(self) -> bytes:
-        """Encode the whole state: equal states, equal bytes. Raises MachineFault where a machine
-        cannot.
-        """
+        """Encode the whole state: equal states, equal bytes. Raises MachineFault."""
         assert self._usable, "used after a fault"
         return pack(
             [
@@ -256,9 +256,7 @@ class Multiplexer:
                 self._frame.applied.kept.append(Kept(session_id, number, index))
 
     def _expire_session(self, group: Group, index: int) -> None:
-        """A keep-alive that got into the log first wins: the session must be silent still, here and
-        now.
-        """
+        """End a session if it is still silent: a keep-alive that got into the log first wins."""
         session = self._named_session(group)
         if session is not None and self.sessions.expiry(session) <= self.time:
             self._frame.end(session, "expired")
@@ -281,9 +279,7 @@ class Multiplexer:
             return None
 
     def _to_read(self, reference: Any) -> Resource:
-        """Find what a read is for; a name that does not exist yet is read as an empty machine of
-        its type.
-        """
+        """Find what a read is for; a name that does not exist is read as an empty machine."""
         if type(reference) is int:
             resource = (
                 self.directory.itself

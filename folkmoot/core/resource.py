@@ -1,5 +1,4 @@
-"""One named resource: its machine, what the directory knows of it, and how its operations are
-called.
+"""One named resource: its machine, what the directory knows of it, and how it is called.
 
 Pure: no I/O, no clock, no randomness. Resources are made and kept by `core/directory.py`; the
 multiplexer calls them.
@@ -17,8 +16,7 @@ from folkmoot.core.machine import Context, Machine, Operation, QueryContext
 
 
 class MachineFault(Exception):
-    """A machine did what no machine may: every replica stops at this entry, for its state may be
-    half-changed.
+    """A machine did what no machine may: every replica stops at this entry.
 
     The message names the index, the resource, its type and the operation; `__cause__` is what the
     machine raised.
@@ -50,9 +48,7 @@ class Resource:
         self.commands = self.machine.commands
 
     def call(self, context: Context, name: str, args: list[Any]) -> Any:
-        """Apply a command. Raises what the machine raises, and BadCommand where it has no such
-        command.
-        """
+        """Apply a command. Raises BadCommand for an unknown one, and what the machine raises."""
         operation = self.commands.get(name)
         if operation is None:
             raise self._unknown(name, "command")
@@ -76,4 +72,4 @@ class Resource:
         if name in other:
             does = "reads" if wanted == "command" else "writes"
             return BadCommand(f"{name!r} of {self.describe()} is no {wanted}: it {does}")
-        return BadCommand(f"{self.describe()} has no {wanted} {name!r}")
+        return BadCommand(f"{self.describe()} has no {wanted} {name[:64]!r}")

@@ -1,5 +1,4 @@
-"""The replicated session table: who is a client, what it was answered, and when it falls silent for
-too long.
+"""The replicated session table: who is a client, what it was answered, and how long it is silent.
 
 Pure: no I/O, no clock, no randomness. All of it is replicated state, changed only by entries of the
 log, in the multiplexer (dissertation §6.3). It is not the client's bookkeeping
@@ -51,6 +50,8 @@ __all__ = [
     "encode_open",
 ]
 
+CLIENT_NAME_MAX = 256
+"""Characters of a client's name that are kept."""
 _SMALL = 64
 
 
@@ -80,10 +81,9 @@ class Session:
     opened: dict[int, Resource] = attrs.field(factory=dict, repr=False)
 
     def acknowledge(self, low_water: int, event_index: int, index: int) -> None:
-        """Take the marks that an entry with index `index` carries. Marks above the truth count as
-        the truth.
+        """Take the marks that the entry `index` carries. Marks above the truth count as the truth.
 
-        Events of this very entry are not acknowledged: the client cannot have them.
+        Events of this very entry are not acknowledged: the client cannot have them yet.
         """
         self.events.acknowledge(min(event_index, index - 1))
         low_water = min(low_water, self.sequence)
@@ -105,8 +105,7 @@ class Session:
     def cached(
         self, first_sequence: int, last_sequence: int | None = None, index: int = 0
     ) -> list[Results]:
-        """Answer commands that were applied before, from `first_sequence` to the last (or to
-        `last_sequence`).
+        """Answer commands that were applied before, from `first_sequence` up to `last_sequence`.
 
         Each answer comes with the index of its own entry. What was acknowledged is gone and
         answered with ResultExpired, never with a null; `index` is where that was found out.
@@ -127,9 +126,7 @@ class Session:
         return found
 
     def events_after(self, event_index: int) -> list[tuple[int, int, list[bytes]]]:
-        """Return the pending event batches above `event_index`: (index, previous index, events), as
-        EVENTS has them.
-        """
+        """Return the pending event batches above `event_index`, each as EVENTS has it."""
         return self.events.after(event_index)
 
     def snapshot(self) -> list[Any]:
@@ -252,9 +249,7 @@ class SessionTable:
         return None
 
     def due(self, time: int) -> list[int]:
-        """Return the ids of the sessions whose expiry is at or before log time `time`, longest due
-        first.
-        """
+        """Return the ids of the sessions that expire at or before `time`, longest due first."""
         found: list[tuple[int, int]] = []
         expiry = self.next_expiry()
         while expiry is not None and expiry <= time:
@@ -275,19 +270,17 @@ def encode_open(secret_hash: bytes, timeout_ms: int, client_name: str) -> Group:
 
 
 def decode_open(payload: bytes) -> tuple[bytes, int, str]:
-    """Return (secret hash, timeout in ms, client name)."""
+    """Return (secret hash, timeout in ms, client name). A name that is too long is cut."""
     fields = unpack(payload)
     if type(fields) is not list or [*map(type, fields)] != [bytes, int, str] or fields[1] < 1:
         raise RemoteProtocolError(
             "OPEN_SESSION is [secret hash, timeout of at least 1 ms, client name]"
         )
-    return fields[0], fields[1], fields[2]
+    return fields[0], fields[1], fields[2][:CLIENT_NAME_MAX]
 
 
 def encode_keep_alive(items: list[list[int]]) -> Group:
-    """Make one entry of many sessions' keep-alives: [session id, low water, event index, number]
-    each.
-    """
+    """Make one entry of many keep-alives: [session id, low water, event index, number] each."""
     return Group(Kind.KEEP_ALIVE, 1, pack(items))
 
 
