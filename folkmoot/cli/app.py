@@ -23,8 +23,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Look": {
         "status": ("folkmoot.cli.status:status", "Show members, leader, lag and load."),
-        "ls": ("folkmoot.cli.status:ls", "List resources."),
-        "inspect": ("folkmoot.cli.status:inspect_", "Show all about one resource."),
+        "ls": ("folkmoot.cli.directory:ls", "List resources."),
+        "inspect": ("folkmoot.cli.directory:inspect", "Show all about one resource."),
     },
     "Data": {
         "get": ("folkmoot.cli.data:get", "Print a value of a map."),
@@ -42,7 +42,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Operate": {
         "server": ("folkmoot.cli.server:server", "Run one server of a cluster."),
-        "leader": ("folkmoot.cli.status:leader", "Show or move the cluster's leadership."),
+        "leader": ("folkmoot.cli.leader:leader", "Show or move the cluster's leadership."),
         "bench": ("folkmoot.cli.bench:bench", "Measure the cluster quickly."),
         "config": ("folkmoot.cli.config_command:config", "Show or check the configuration."),
         "completion": ("folkmoot.cli.about:completion", "Print a shell's completion script."),

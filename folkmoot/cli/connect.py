@@ -1,4 +1,4 @@
-"""From --url, --timeout and the [client] settings to an open cluster, for the commands that need a session."""
+"""From the common options to an open cluster, for the commands that need a session."""
 
 from __future__ import annotations
 

@@ -190,11 +190,7 @@ def merge(
     troubles = {address: str(error) for address, error in answers if isinstance(error, Exception)}
     leaders = [status for status in statuses.values() if status["role"] == "leader"]
     leading = max(leaders, key=_newness) if leaders else None
-    lags = {
-        member["node_id"]: max(0, leading["last_index"] - member["match_index"])
-        for member in (leading["members"] if leading else ())
-        if member["match_index"] is not None
-    }
+    lags = _lags(leading) if leading else {}
     views = tuple(
         MemberView(
             node_id=member["node_id"],
@@ -211,3 +207,11 @@ def merge(
     )
     leader = next((view for view in views if leading and view.node_id == leading["node_id"]), None)
     return ClusterView(views, leader)
+
+
+def _lags(leading: Mapping[str, Any]) -> dict[int, int]:
+    return {
+        member["node_id"]: max(0, leading["last_index"] - member["match_index"])
+        for member in leading["members"]
+        if member["match_index"] is not None
+    }

@@ -110,11 +110,17 @@ def common_options(*, environment: bool) -> list[click.Option]:
 
 
 class Command(click.Command):
-    """A command that takes the common options too, shown apart from its own."""
+    """A command that takes the common options too, shown apart from its own.
+
+    One of its own may have the name of a common one: then it stands for something nearer.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.common = common_options(environment=False)
+        own = {name for parameter in self.params for name in parameter.opts}
+        self.common = [
+            option for option in common_options(environment=False) if not own & {*option.opts}
+        ]
         self.params.extend(self.common)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -98,6 +98,14 @@ class LocalServer:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
 
+    def kill(self) -> None:
+        """End it with SIGKILL, if it still runs, and collect it."""
+        if self.process is not None:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+            if self.process.stdin is not None:
+                self.process.stdin.close()
+
     def new_lines(self) -> list[str]:
         """What it has logged since the last call, whole lines only."""
         try:
@@ -190,11 +198,7 @@ class LocalCluster:
     def kill(self) -> None:
         """Kill what still runs, and collect every process."""
         for server in self.servers:
-            if server.process is not None:
-                server.signal(signal.SIGKILL)
-                server.process.wait()
-                if server.process.stdin is not None:
-                    server.process.stdin.close()
+            server.kill()
 
 
 @contextlib.contextmanager

@@ -104,12 +104,10 @@ class Teller:
         at = time.strftime("%H:%M:%S")
         if self.out.as_json:
             self.out.event({"time": at, "event": text, **data}, ())
+        elif self.out.use_colour:
+            self.out.line(f"{click.style(at, dim=True)}  {click.style(text, fg=style or None)}")
         else:
-            colour = style if self.out.use_colour else None
-            self.out.line(
-                f"{click.style(at, dim=True) if colour is not None else at}  "
-                f"{click.style(text, fg=colour or None)}"
-            )
+            self.out.line(f"{at}  {text}")
 
     def ready(self, leader: int) -> None:
         """Say where the cluster is and what to try."""

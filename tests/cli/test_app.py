@@ -53,7 +53,8 @@ def leaf_commands() -> list[tuple[str, click.Command]]:
 @pytest.mark.parametrize(("name", "command"), leaf_commands(), ids=str)
 def test_every_command_takes_the_common_options(name: str, command: click.Command) -> None:
     assert isinstance(command, Command)
-    assert {"url", "json", "timeout", "config", "debug"} <= {p.name for p in command.params}
+    names = {name for parameter in command.params for name in parameter.opts}
+    assert {"--url", "--json", "--timeout", "--config", "--debug"} <= names
 
 
 @pytest.mark.parametrize("arguments", [["--json", "version"], ["version", "--json"]])
