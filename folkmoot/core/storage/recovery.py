@@ -200,6 +200,11 @@ def _remove_leftovers(files: Files, found: Manifest) -> list[str]:
     present = [f"{SUBDIR}/{name}" for name in files.list(SUBDIR)]
     leftover = sorted((name for name in present if name not in live), reverse=True)
     for name in leftover:
+        # A segment gets records only once MANIFEST lists it, and ids rise: this one was listed.
+        if name > max(live) and any_but_zero(files.read(name), HEADER_BYTES):
+            why = "it has records and a higher id than any that MANIFEST lists: that is an old one"
+            raise corrupt(files.describe(name), HEADER_BYTES, why)
+    for name in leftover:
         files.unlink(name)
         said.append(f"{name} removed: MANIFEST does not list it")
     files.sync_dir(SUBDIR)
@@ -314,7 +319,7 @@ def walk(one: Segment, data: bytes, compaction_index: int) -> str:
 
 def any_but_zero(data: bytes, offset: int) -> bool:
     """Say whether anything but zeros stands from `offset` on. (A comparison: no loop, no copy.)"""
-    return not data.startswith(bytes(max(len(data) - offset, 0)), offset)
+    return offset < len(data) and not data.startswith(bytes(len(data) - offset), offset)
 
 
 def highest_claim(tail: bytes, tag: int) -> tuple[int, int]:
