@@ -34,6 +34,7 @@ from folkmoot.transport.link import (
     CLOSE_TIMEOUT_S,
     SEND_BUFFER_BYTES_MAX,
     Listener,
+    OnLink,
     Receiver,
 )
 
@@ -113,6 +114,25 @@ class BaseTransport:
         self._links.discard(link)
         if self._closing and not self._links:
             self._drained.set()
+
+    def add_listener(self, listener: Listener) -> None:
+        """Own `listener` from now on, until it is closed."""
+        self._listeners.add(listener)
+
+    def discard_listener(self, listener: Listener) -> None:
+        """Let go of a listener that accepts no more."""
+        self._listeners.discard(listener)
+
+    def accept(self, link: BaseLink, on_link: OnLink, address: str) -> bool:
+        """Hand an accepted link to the receiver that `on_link` names; False when that raises."""
+        try:
+            receiver = on_link(link)
+        except Exception as error:  # noqa: BLE001 - it comes out of the transport's block
+            link.abort(f"nobody took it: {error!r}")
+            self.fail(error, f"{link.remote} was accepted at {address}")
+            return False
+        link.hand_out(receiver)
+        return True
 
     def _running(self) -> TaskGroup:
         if self._tasks is None:

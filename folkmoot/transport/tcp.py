@@ -100,17 +100,12 @@ class TcpTransport(BaseTransport):
         assert isinstance(accepting, SocketListener), f"{accepting!r} is not a listening socket"
         kind = _StreamListener if self._uses_streams() else _ProtocolListener
         listener = kind(self, accepting, on_link, frame_bytes_max)
-        self._listeners.add(listener)
+        self.add_listener(listener)
         tasks.start_soon(listener.run)
         return listener
 
-    def forget(self, listener: _TcpListener) -> None:
-        """Let go of a listener that accepts no more."""
-        self._listeners.discard(listener)
-
-    def start(self, link: StreamLink, receiver: Receiver) -> None:
-        """Hand `link` out and give it its tasks."""
-        link.hand_out(receiver)
+    def start(self, link: StreamLink) -> None:
+        """Give a link that was handed out its tasks."""
         self._running().start_soon(link.run)
 
     def _uses_streams(self) -> bool:
@@ -137,7 +132,8 @@ class TcpTransport(BaseTransport):
         if self._closing:
             await anyio.aclose_forcefully(stream)
         self._refuse_if_closing(link)
-        self.start(link, receiver)
+        link.hand_out(receiver)
+        self.start(link)
         return link
 
     def _refuse_if_closing(self, link: BaseLink) -> None:
@@ -172,7 +168,7 @@ class _TcpListener(abc.ABC):
         finally:
             with anyio.CancelScope(shield=True):
                 await self._listener.aclose()
-            self._owner.forget(self)
+            self._owner.discard_listener(self)
             self._stopped.set()
 
     async def _accept_for_ever(self) -> None:
@@ -197,15 +193,6 @@ class _TcpListener(abc.ABC):
                 exhausted = True
                 await anyio.sleep(_EXHAUSTED_PAUSE_S)
 
-    def _ask_receiver(self, link: BaseLink) -> Receiver | None:
-        """Find the owner of an accepted link; None, and the bug surfaced, when on_link raises."""
-        try:
-            return self._on_link(link)
-        except Exception as error:  # noqa: BLE001 - it comes out of the transport's block
-            link.abort(f"its owner failed: {error!r}")
-            self._owner.fail(error, f"{link.remote} was accepted by {self.address}")
-            return None
-
     @abc.abstractmethod
     async def _accept(self) -> None:
         """Accept one connection and hand it out."""
@@ -225,9 +212,7 @@ class _ProtocolListener(_TcpListener):
             raise
 
     def _made(self, link: ProtocolLink) -> None:
-        receiver = self._ask_receiver(link)
-        if receiver is not None:
-            link.hand_out(receiver)
+        self._owner.accept(link, self._on_link, self.address)
 
 
 class _StreamListener(_TcpListener):
@@ -235,11 +220,8 @@ class _StreamListener(_TcpListener):
         stream = await self._listener.accept()
         remote = await _prepare(stream)
         link = StreamLink(self._owner, stream, remote, self._frame_bytes_max)
-        receiver = self._ask_receiver(link)
-        if receiver is None:
-            await anyio.aclose_forcefully(stream)
-        else:
-            self._owner.start(link, receiver)
+        self._owner.accept(link, self._on_link, self.address)
+        self._owner.start(link)  # also when nobody took it: `run` closes the stream
 
 
 def _raw_socket(of: SocketListener | SocketStream) -> Any:
