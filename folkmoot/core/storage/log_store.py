@@ -404,13 +404,23 @@ def _read_from(
         start, end = one.span(first_index, bytes_max)
         if found and end - start > bytes_max:
             break
-        if start < end:
-            data = files.read(one.name, start, end - start)
-            found += read_records(data, one.tag, start, files.describe(one.name))
-            bytes_max -= end - start
-            while found and found[0].last_index < first_index:
-                found.pop(0)
+        bytes_max -= end - start
+        more = _read_span(files, one, start, end)
+        # The first may end too early, where compaction left a gap behind it.
+        if more and more[0].last_index < first_index:
+            del more[0]
+            if not more:
+                start, end = one.span(one.first_from(first_index), bytes_max)
+                more = _read_span(files, one, start, end)
+        found += more
     return found
+
+
+def _read_span(files: Files, one: Segment, start: int, end: int) -> list[Batch]:
+    if start == end:
+        return []
+    data = files.read(one.name, start, end - start)
+    return list(read_records(data, one.tag, start, files.describe(one.name)))
 
 
 def _from_index(segments: Sequence[Segment], first_index: int) -> Sequence[Segment]:

@@ -44,7 +44,7 @@ from __future__ import annotations
 import struct
 import zlib
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
 from folkmoot.core.batch import Batch, decode_batch
@@ -269,6 +269,11 @@ class Segment:
             return start, end
         last = max(beyond - 1, at + 1)
         return start, self.offsets[last] if last < count else end
+
+    def first_from(self, index: int) -> int:
+        """Return the index of the first batch that begins at or after `index`, or of the next."""
+        at = bisect_left(self.firsts, index)
+        return self.firsts[at] if at < len(self.firsts) else self.last_index + 1
 
 
 def read_batch(data: bytes, offset: int, size_bytes: int) -> Batch | str:
