@@ -122,6 +122,11 @@ class Output:
         elif text:
             self.line(text)
 
+    def revision(self, data: Mapping[str, Any]) -> None:
+        """What a change answers: its revision."""
+        revision = data["revision"]
+        self.show(data, f"revision {revision}" if self.is_terminal else str(revision))
+
     def value(self, value: Any) -> None:
         """A value itself: unchanged in a pipe, made harmless on a terminal."""
         text = plain(value)
