@@ -1,24 +1,65 @@
 """The pages on the command line and the configuration say what is there."""
 
+import ast
+import itertools
 import json
 import re
+from collections.abc import Iterator
+from os.path import commonprefix
 from pathlib import Path
 
 from folkmoot.cli.app import COMMANDS
 from folkmoot.cli.config_file import SETTINGS
 from folkmoot.cli.exits import ExitCode
+from folkmoot.core import config
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
+BEGIN, END = "<!-- settings: `pytest tests/cli --rewrite` writes them -->\n", "<!-- settings end -->\n"
 
 
-def test_every_setting_is_listed_with_its_default() -> None:
-    page = (DOCS / "configuration.md").read_text()
-    listed = dict(re.findall(r"^\| `([a-z_.]+)` \| (.*?) \|", page, re.M))
-    shown = {
-        path: "" if setting.default in (None, ()) else f"`{json.dumps(setting.default)}`"
-        for path, setting in SETTINGS.items()
-    }
-    assert listed == shown
+def meanings() -> dict[tuple[str, str], str]:
+    """The strings below the fields in core/config.py. One that follows two of a kind is for both."""
+    found: dict[tuple[str, str], str] = {}
+    tree = ast.parse(Path(config.__file__).read_text())
+    for owner in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        fields: list[str] = []
+        for node in owner.body:
+            if isinstance(node, ast.AnnAssign):
+                assert isinstance(node.target, ast.Name)
+                fields.append(node.target.id)
+            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and fields:
+                text = " ".join(str(node.value.value).split()).replace("|", "\\|")
+                found |= {
+                    (owner.name, field): text
+                    for field in fields
+                    if len(commonprefix([field, fields[-1]])) > 7 or field == fields[-1]
+                }
+                fields = []
+    return found
+
+
+def settings_tables() -> Iterator[str]:
+    texts = meanings()
+    for table, settings in itertools.groupby(
+        SETTINGS.values(), lambda setting: setting.path.rpartition(".")[0]
+    ):
+        yield f"\n### {f'`[{table}]`' if table else 'At the top of the file'}\n\n"
+        yield "| setting | default | meaning |\n|---|---|---|\n"
+        for setting in settings:
+            given = "" if setting.default in (None, ()) else f" `{json.dumps(setting.default)}`"
+            text = texts.get((setting.owner.__name__, setting.field.name), "")
+            yield f"| `{setting.path}` |{given} | {text} |\n"
+    yield "\n"
+
+
+def test_every_setting_is_listed_with_default_and_meaning(rewrite: bool) -> None:
+    path = DOCS / "configuration.md"
+    before, _, rest = path.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page = before + BEGIN + "".join(settings_tables()) + END + after
+    if rewrite:
+        path.write_text(page)
+    assert path.read_text() == page, "a setting has changed: pytest tests/cli --rewrite"
 
 
 def test_every_exit_code_is_listed() -> None:
