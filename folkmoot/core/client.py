@@ -1,14 +1,16 @@
 """A client: one session on one connection, one loop, and every resource that is held through it.
 
-The thin impure shell around `core/session_client.py`, which decides everything. This module adds an event loop, a
-transport, the callers' waiters, and the sweeping of their timeouts.
+The thin impure shell around `core/session_client.py`, which decides everything. This module adds an
+event loop, a transport, the callers' waiters, and the sweeping of their timeouts.
 
-ONE LOOP owns the state: it takes what the link has brought, lets time pass, and performs the effects, once per
-turn. What tasks of the application issue during one turn of the event loop therefore leaves in one frame.
-Those tasks put their operations in by plain calls between two turns; nobody awaits while anything is
-half-changed, so cancelling a task can leave nothing behind (bugs: K8).
+ONE LOOP owns the state: it takes what the link has brought, lets time pass, and performs the
+effects, once per turn. What tasks of the application issue during one turn of the event loop
+therefore leaves in one frame. Those tasks put their operations in by plain calls between two turns;
+nobody awaits while anything is half-changed, so cancelling a task can leave nothing behind (bugs:
+K8).
 
-Only from the event loop and the process that entered the client: anything else is a UsageError at once.
+Only from the event loop and the process that entered the client: anything else is a UsageError at
+once.
 """
 
 from __future__ import annotations
@@ -21,44 +23,47 @@ import random
 import secrets
 import socket
 import sys
-import threading
+import warnings
 import weakref
-from asyncio import _get_running_loop
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import anyio
 from anyio.abc import TaskGroup
 
+from folkmoot.core.attachment import Attachment, Inbox
 from folkmoot.core.config import ClientConfig
 from folkmoot.core.connector import NEVER
+from folkmoot.core.effects import Effects, StateChange
 from folkmoot.core.errors import (
     ClosedError,
     FolkmootError,
-    OperationTimeout,
     Overloaded,
     TooLarge,
     UsageError,
 )
+from folkmoot.core.event_chain import Event
 from folkmoot.core.handle import AdminCall, Call, Guard, Listener, Question, Resource
-from folkmoot.core.pipeline import Operation, Target
+from folkmoot.core.home import Home
+from folkmoot.core.observers import Ready, StateChanges
+from folkmoot.core.pipeline import Operation
 from folkmoot.core.requests import SECRET_BYTES
-from folkmoot.core.session_client import Effects, Event, SessionClient, StateChange
+from folkmoot.core.session_client import SessionClient
+from folkmoot.core.targets import Target
 from folkmoot.core.types import ConnectionState, Duration, seconds
 from folkmoot.core.wakeup import Waiter, Wakeup
-from folkmoot.transport.frame import Frame
-from folkmoot.transport.link import Link, Transport
+from folkmoot.transport.link import Transport
 
 __all__ = ["Call", "Client", "Guard", "Listener", "Resource", "StateChange", "StateChanges"]
 
 logger = logging.getLogger("folkmoot.client")
 
 CLOSE_TIMEOUT_S = 1.0
-"""How long leaving a client waits for the cluster to close its session, which else ends by itself later."""
-STATES_MAX = 256
-"""State changes kept for one observer that does not look; then the oldest are forgotten."""
+"""How long leaving a client waits for the cluster to close its session, which else ends by itself
+later.
+"""
 _NAME_CHARACTERS_MAX = 256
 _FRAME_OVERHEAD_BYTES = 64
 
@@ -98,17 +103,16 @@ class Client:
         self._dropped: deque[Target] = deque()
         self._guards: dict[Guard, None] = {}
         self._observers: set[StateChanges] = set()
-        self._ready: set[_Ready] = set()
+        self._ready: set[Ready] = set()
         self._timeouts: list[tuple[float, int, Pending]] = []
         self._timeouts_max = 1024
         self._numbers = itertools.count()
-        self._inbox: deque[tuple[_Attachment, list[Frame] | None, str]] = deque()
-        self._attachment: _Attachment | None = None
+        self._inbox: Inbox = deque()
+        self._attachment: Attachment | None = None
         self._tasks: TaskGroup | None = None
         self._running = False
         self._was_entered = False
-        self._home: tuple[int, int, Any] = (0, 0, None)
-        self._directory = Resource(self, self.core.directory)
+        self._directory = Resource(self, self.core.targets.directory)
 
     # entering and leaving
 
@@ -117,8 +121,8 @@ class Client:
         if self._was_entered:
             raise UsageError("a client is entered once: make another one")
         self._was_entered = True
-        self._home = (os.getpid(), threading.get_ident(), _get_running_loop())
-        self._now = _clock()
+        self._home = Home()
+        self._now = self._home.clock()
         self._wakeup = Wakeup()
         self._closed: Waiter[None] = Waiter()
         tasks = anyio.create_task_group()
@@ -160,7 +164,8 @@ class Client:
 
     @property
     def local_deadline(self) -> float:
-        """When everything that the session owns must be taken as lost, on `anyio.current_time`'s clock.
+        """When everything that the session owns must be taken as lost, on `anyio.current_time`'s
+        clock.
 
         It moves on with every acknowledged sign of life; infinity while there is no session.
         """
@@ -187,13 +192,12 @@ class Client:
         config = dict(config or {})
         known = self._resources.get((name, type_name))
         if known is not None and not known.target.deleted:
-            if known.target.config == config and known.target.type_version == type_version:
-                return known
-            raise UsageError(
-                f"{type_name} {name!r} is in use here with version {known.target.type_version} and configuration "
-                f"{known.target.config}, not {type_version} and {config}: hold it with one configuration at a time"
-            )
-        target = self.core.target(name, type_name, type_version, config)
+            held = (known.target.type_version, known.target.config)
+            if held != (type_version, config):
+                text = f"{type_name} {name!r} is held here with version and configuration {held}"
+                warnings.warn(f"{text}; {(type_version, config)} is passed over", stacklevel=3)
+            return known
+        target = self.core.targets.make(name, type_name, type_version, config)
         resource = Resource(self, target)
         target.owner = weakref.ref(resource)
         self._resources[name, type_name] = resource
@@ -201,11 +205,13 @@ class Client:
         return resource
 
     async def wait_ready(self, timeout: Duration | None = None) -> None:
-        """Wait until there is a session. Raises OperationTimeout naming the addresses and what went wrong."""
+        """Wait until there is a session. Raises OperationTimeout naming the addresses and what went
+        wrong.
+        """
         self._check()
         if self.state is ConnectionState.CONNECTED:
             return
-        ready = _Ready(self)
+        ready = Ready(self.describe_connection)
         self._ready.add(ready)
         try:
             if timeout is not None:
@@ -215,7 +221,9 @@ class Client:
             self._ready.discard(ready)
 
     def states(self) -> StateChanges:
-        """Observe changes of state: `async with client.states() as changes: async for change in changes`."""
+        """Observe changes of state: `async with client.states() as changes: async for change in
+        changes`.
+        """
         return StateChanges(self._observers, lambda: self.state is ConnectionState.CLOSED)
 
     async def admin(self, operation: str, *args: Any, timeout: Duration | None = None) -> Any:
@@ -239,10 +247,12 @@ class Client:
     def add_guard(self, guard: Guard, session_id: int = 0) -> None:
         """Tell `guard` when everything that the session owns is lost.
 
-        `session_id` is that of the session under which it was granted (see `Call.session_id`): if that has
-        ended already, the guard hears so at once, from within this call.
+        `session_id` is that of the session under which it was granted (see `Call.session_id`): if
+        that has ended already, the guard hears so at once, from within this call.
         """
-        if self.session_id == 0 or session_id not in (0, self.session_id):
+        if self.state is ConnectionState.CLOSED:
+            guard.on_lost("closed", 0)
+        elif session_id not in (0, self.session_id):
             guard.on_lost("expired", 0)
         else:
             self._guards[guard] = None
@@ -256,7 +266,8 @@ class Client:
         return self.core.connector.describe()
 
     def __repr__(self) -> str:
-        return f"<Client {self.state.value}, session {self.session_id or 'none'}, {self.describe_connection()}>"
+        where = self.describe_connection()
+        return f"<Client {self.state.value}, session {self.session_id or 'none'}, {where}>"
 
     # what resources and calls use
 
@@ -293,31 +304,14 @@ class Client:
             if self._was_entered:
                 raise ClosedError("this client is closed: nothing was sent")
             raise UsageError("this client is not running yet: use it inside `async with`")
-        if self._home != (os.getpid(), threading.get_ident(), _get_running_loop()):
-            raise self._misuse()
-
-    def _misuse(self) -> UsageError:
-        pid, thread, _ = self._home
-        if os.getpid() != pid:
-            return UsageError(
-                f"this client belongs to process {pid} and was used in its fork {os.getpid()}: "
-                "open a cluster in each process, after the fork"
-            )
-        if threading.get_ident() != thread:
-            return UsageError(
-                "this client was used from another thread than the one it runs in: "
-                "use anyio.from_thread, or open a cluster in that thread"
-            )
-        return UsageError(
-            "this client was used from another event loop than the one that it runs in"
-        )
+        self._home.check()
 
     def _check_room(self, operation: Operation, waiting: int) -> None:
         config = self.config
         if waiting >= config.outbox_max:
             raise Overloaded(
-                f"{waiting} operations of this client wait to be sent, as many as outbox_max allows "
-                f"(state {self.state.value})"
+                f"{waiting} operations of this client wait to be sent, as many as outbox_max "
+                f"allows; it is {self.state.value}"
             )
         size_bytes = len(operation.body) + len(operation.target.head(fenced=operation.fenced))
         if size_bytes > config.limits.frame_bytes_max - _FRAME_OVERHEAD_BYTES:
@@ -332,15 +326,14 @@ class Client:
         size_bytes = len(name.encode())
         limit = self.config.limits.name_bytes_max
         if size_bytes > limit:
-            raise TooLarge(
-                f"the name {name[:40]!r}... has {size_bytes} bytes; {limit} are allowed (name_bytes_max)"
-            )
+            text = f"the name {name[:40]!r}... has {size_bytes} bytes"
+            raise TooLarge(f"{text}; {limit} are allowed (name_bytes_max)")
 
     # the loop
 
     async def _run(self) -> None:
         core = self.core
-        core.start(self._now())
+        core.start()
         try:
             while core.state is not ConnectionState.CLOSED:
                 now = self._turn()
@@ -386,7 +379,7 @@ class Client:
             attachment.drop(effects.disconnect)
             self._attachment = None
         if effects.connect is not None and self._tasks is not None:
-            self._attachment = _Attachment(self._inbox, self._wakeup)
+            self._attachment = Attachment(self._inbox, self._wakeup)
             self._tasks.start_soon(self._connect, effects.connect, self._attachment)
         for operation in effects.answers:
             operation.finished()
@@ -421,7 +414,7 @@ class Client:
         for ready in tuple(self._ready):
             ready.announce(state)
 
-    async def _connect(self, address: str, attachment: _Attachment) -> None:
+    async def _connect(self, address: str, attachment: Attachment) -> None:
         try:
             with anyio.fail_after(self.config.connect_timeout_s), attachment.attempt:
                 attachment.link = await self._transport.connect(
@@ -437,117 +430,6 @@ class Client:
     def _release_dropped(self) -> None:
         while self._dropped:
             self.core.release(self._dropped.popleft())
-
-
-class _Attachment:
-    """One attempt to connect, and the link that came of it. What it brings goes into the client's inbox."""
-
-    __slots__ = ("_inbox", "_unwanted", "_wakeup", "attempt", "link")
-
-    def __init__(
-        self, inbox: deque[tuple[_Attachment, list[Frame] | None, str]], wakeup: Wakeup
-    ) -> None:
-        self._inbox = inbox
-        self._wakeup = wakeup
-        self._unwanted = ""
-        self.attempt = anyio.CancelScope()
-        self.link: Link | None = None
-
-    def opened(self) -> None:
-        """The attempt is over: with a link, or because it is not wanted any more."""
-        if self.link is None:
-            return
-        if self._unwanted:
-            self.link.close(self._unwanted)
-        else:
-            self._put([], self.link.remote or "link")
-
-    def drop(self, reason: str) -> None:
-        """Nobody wants it any more."""
-        self._unwanted = reason
-        if self.link is None:
-            self.attempt.cancel()
-        else:
-            self.link.close(reason)
-
-    def on_frames(self, link: Link, frames: list[Frame]) -> None:
-        """Take what a link has received."""
-        self._put(frames, "")
-
-    def on_closed(self, link: Link | None, reason: str) -> None:
-        """Take the end of a link, or of the attempt."""
-        self._put(None, reason)
-
-    def _put(self, frames: list[Frame] | None, text: str) -> None:
-        self._inbox.append((self, frames, text))
-        self._wakeup.set()
-
-
-class _Ready:
-    """Somebody waits for a session."""
-
-    def __init__(self, client: Client) -> None:
-        self.waiter: Waiter[None] = Waiter()
-        self._client = client
-
-    @property
-    def done(self) -> bool:
-        return self.waiter.done
-
-    def run_out(self) -> None:
-        text = f"no session within the timeout; {self._client.describe_connection()}"
-        self.waiter.set_exception(OperationTimeout(text))
-
-    def announce(self, state: ConnectionState) -> None:
-        if state is ConnectionState.CONNECTED:
-            self.waiter.set_result(None)
-        elif state is ConnectionState.CLOSED:
-            self.waiter.set_exception(ClosedError("the client was closed before it had a session"))
-
-
-class StateChanges:
-    """Changes of state, in order, from the moment of entering on.
-
-    One that does not look keeps the newest STATES_MAX changes. Ends when the client is closed.
-    """
-
-    def __init__(self, observers: set[StateChanges], is_over: Callable[[], bool]) -> None:
-        self._observers = observers
-        self._is_over = is_over
-        self._changes: deque[StateChange] = deque(maxlen=STATES_MAX)
-        self._waiter: Waiter[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._observers.add(self)
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self._observers.discard(self)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> StateChange:
-        if self not in self._observers:
-            raise UsageError("states() is observed inside `async with`")
-        while not self._changes:
-            if self._is_over():
-                raise StopAsyncIteration
-            self._waiter = Waiter()
-            await self._waiter.wait()
-        return self._changes.popleft()
-
-    def add(self, change: StateChange) -> None:
-        """Take a change."""
-        self._changes.append(change)
-        if self._waiter is not None:
-            self._waiter.set_result(None)
-
-
-def _clock() -> Callable[[], float]:
-    """The clock that anyio's deadlines go by, without anyio's search for the backend at every call."""
-    loop = _get_running_loop()
-    return sys.modules["trio"].current_time if loop is None else loop.time
 
 
 def _default_name() -> str:

@@ -2,21 +2,21 @@
 
 Pure: no I/O, no clock, no randomness. Driven by `core/session_client.py`.
 
-Addresses are tried in ROUNDS, each in a new random order, so that many clients spread over the servers
-and do not come back in step. Within a round there is no delay; between rounds it is random between
-zero and a bound that doubles (bugs: K3). A connection that has carried a session for a while resets the
-bound, so that after a leader's crash the next server is tried at once.
+Addresses are tried in ROUNDS, each in a new random order, so that many clients spread over the
+servers and do not come back in step. Within a round there is no delay; between rounds it is random
+between zero and a bound that doubles (bugs: K3). A connection that has carried a session for a
+while resets the bound, so that after a leader's crash the next server is tried at once.
 
-Servers say who leads, and the client moves there if it prefers to. That hint may be stale: the leader may
-have crashed a moment ago, or listen on an address that cannot be reached from here. So a leader is
-DISTRUSTED for a while after a connection to it failed or was lost, for twice as long each time; meanwhile
-the client stays with the server that answers, which forwards.
+Servers say who leads, and the client moves there if it prefers to. That hint may be stale: the
+leader may have crashed a moment ago, or listen on an address that cannot be reached from here. So a
+leader is DISTRUSTED for a while after a connection to it failed or was lost, for twice as long each
+time; meanwhile the client stays with the server that answers, which forwards.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
+from random import Random
 
 from folkmoot.core.config import ClientConfig
 from folkmoot.core.errors import RemoteProtocolError
@@ -36,7 +36,7 @@ class Connector:
     - `cluster_id` is that of the first server that said WELCOME, for ever.
     """
 
-    def __init__(self, addresses: Sequence[str], config: ClientConfig, rng: random.Random) -> None:
+    def __init__(self, addresses: Sequence[str], config: ClientConfig, rng: Random) -> None:
         self.addresses = list(dict.fromkeys(addresses))
         self.address = ""
         self.cluster_id = b""
@@ -88,8 +88,8 @@ class Connector:
             )
         if self.cluster_id and cluster_id != self.cluster_id:
             raise RemoteProtocolError(
-                f"{self.address} belongs to cluster {cluster_id.hex()}, this client to {self.cluster_id.hex()}: "
-                "the list of addresses mixes clusters"
+                f"{self.address} belongs to cluster {cluster_id.hex()}, this client to "
+                f"{self.cluster_id.hex()}: the list of addresses mixes clusters"
             )
         self.cluster_id = cluster_id
         self.node_id = node_id
@@ -177,7 +177,9 @@ class Connector:
         )
 
     def _trusted_at(self) -> float:
-        """When to follow the hint: not too soon after trouble there, nor from hint to hint for ever (K5)."""
+        """When to follow the hint: not too soon after trouble there, nor from hint to hint for ever
+        (K5).
+        """
         pause_s = (
             0.0 if self._moves < 3 else min(_STABLE_S * 2 ** (self._moves - 3), _DISTRUST_MAX_S)
         )

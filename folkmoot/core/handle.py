@@ -1,8 +1,9 @@
-"""What a proxy holds of the client: its `Resource`, the `Call`s that it has issued, and who listens.
+"""What a proxy holds of the client: its `Resource`, the `Call`s that it has issued, and who
+listens.
 
-Not the proxies themselves (`folkmoot/primitives`), nor the bookkeeping (`core/session_client.py`), nor the loop that
-drives it (`core/client.py`). The hot path of an application's operation runs through here: one object, one
-bare waiter, no task and no timeout scope (performance: what decides).
+Not the proxies themselves (`folkmoot/primitives`), nor the bookkeeping (`core/session_client.py`),
+nor the loop that drives it (`core/client.py`). The hot path of an application's operation runs
+through here: one object, one bare waiter, no task and no timeout scope (performance: what decides).
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import warnings
 from typing import TYPE_CHECKING, Any, Protocol
 
 from folkmoot.core.errors import OperationTimeout, OutcomeUnknown, ResourceDeleted, UsageError
-from folkmoot.core.pipeline import Command, Target
+from folkmoot.core.pipeline import Command
 from folkmoot.core.queries import AdminRequest, Query
+from folkmoot.core.targets import Target
 from folkmoot.core.types import ConnectionState, Consistency, Duration, seconds
 from folkmoot.core.wakeup import Waiter
 
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
 
 class Listener(Protocol):
-    """Who hears of a resource. Called from the session's loop, in order; must not block, await or raise."""
+    """Who hears of a resource. Called from the session's loop, in order; must not block, await or
+    raise.
+    """
 
     def on_event(self, index: int, kind: str, payload: Any) -> None:
         """A machine published this to our session. Each event comes once, in log order."""
@@ -29,8 +33,8 @@ class Listener(Protocol):
     def on_state(self, state: ConnectionState, cause: str) -> None:
         """The client changed its state.
 
-        EXPIRED: registrations and grants of the old session are gone. CONNECTED after that: there is a new session,
-        under which nothing is registered yet.
+        EXPIRED: registrations and grants of the old session are gone. CONNECTED after that: there
+        is a new session, under which nothing is registered yet.
         """
 
 
@@ -38,9 +42,11 @@ class Guard(Protocol):
     """Who guards code that depends on a grant."""
 
     def on_lost(self, cause: str, index: int) -> None:
-        """Everything that the session owned is lost. Called once, from the session's loop; must not block or raise.
+        """Everything that the session owned is lost. Called once, from the session's loop; must not
+        block or raise.
 
-        `index` is the log index at which the cluster ended the session; 0 where the local deadline did it.
+        `index` is the log index at which the cluster ended the session; 0 where the local deadline
+        did it.
         """
 
 
@@ -64,9 +70,10 @@ class Call(Command):
     async def wait(self, timeout: Duration | None = None) -> Any:
         """Return the answer.
 
-        Cancelled, or out of time, it abandons the command. Raises OperationTimeout when the time ran out before
-        the command was sent: not applied. OutcomeUnknown when it was sent: it may be applied. CommandError as the
-        machine answered; SessionExpired (not applied) or OutcomeUnknown when the session ended first.
+        Cancelled, or out of time, it withdraws the command. Raises OperationTimeout when the time
+        ran out before the command was sent: not applied. OutcomeUnknown when it was sent: it may be
+        applied. CommandError as the machine answered; SessionExpired (not applied) or
+        OutcomeUnknown when the session ended first.
         """
         waiter = self._waiter
         if not waiter.done:
@@ -76,17 +83,21 @@ class Call(Command):
                 await waiter.wait()
             except BaseException:
                 if not waiter.done:
-                    self.abandon()
+                    self.withdraw()
                 raise
         if self.note is not None:
             self._warn()
         return await waiter.wait()
 
     def abandon(self) -> None:
-        """Give up. What was not sent never will be; what was sent keeps its place, and its answer is dropped."""
-        if not self._waiter.done:
-            self.resource.client.core.pipeline.withdraw(self)
-            self._waiter.set_exception(UsageError("this call was abandoned; it has no answer"))
+        """Nobody will wait for the answer. The command goes on all the same, in its place."""
+        self._waiter.set_exception(UsageError("this call was abandoned: nobody gets its answer"))
+
+    def withdraw(self) -> bool:
+        """Give up: what was not sent never will be. Tell whether that is so."""
+        unsent = self.resource.client.core.pipeline.withdraw(self)
+        self.abandon()
+        return unsent
 
     def finished(self) -> None:
         """Wake whoever waits."""
@@ -188,10 +199,11 @@ class AdminCall(AdminRequest):
 
 
 class Resource:
-    """One named resource, as its proxies use it. Made by `Client.resource`, which shares it; does no I/O by itself.
+    """One named resource, as its proxies use it. Made by `Client.resource`, which shares it; does
+    no I/O by itself.
 
-    It opens with its first command. After the session was lost it opens again, by name. When the last holder
-    lets it go, the directory is told, so that what is idle can be collected.
+    It opens with its first command. After the session was lost it opens again, by name. When the
+    last holder lets it go, the directory is told, so that what is idle can be collected.
     """
 
     __slots__ = ("__weakref__", "client", "listeners", "target")
@@ -237,8 +249,8 @@ class Resource:
     def send(self, operation: str, *args: Any, fence: tuple[int, int] | None = None) -> Call:
         """Issue a command at once; its place in the session's order is decided by this call.
 
-        Raises, with nothing sent: UsageError for arguments that are not plain data, TooLarge, ClosedError,
-        ResourceDeleted, and Overloaded when `outbox_max` operations wait to be sent.
+        Raises, with nothing sent: UsageError for arguments that are not plain data, TooLarge,
+        ClosedError, ResourceDeleted, and Overloaded when `outbox_max` operations wait to be sent.
         """
         if self.target.deleted:
             raise self._deleted()
@@ -254,7 +266,8 @@ class Resource:
         at_least: int = 0,
         timeout: Duration | None = None,
     ) -> tuple[Any, int]:
-        """Read: return the answer and the log index at which it was evaluated. Changes nothing, whatever it raises.
+        """Read: return the answer and the log index at which it was evaluated. Changes nothing,
+        whatever it raises.
 
         `at_least` is an index taken from another answer: the read sees at least that state.
         """
@@ -273,7 +286,9 @@ class Resource:
         return question.value, question.index
 
     def listen(self, listener: Listener) -> None:
-        """Call `listener` from now on. The client holds neither it nor this resource: whoever listens must."""
+        """Call `listener` from now on. The client holds neither it nor this resource: whoever
+        listens must.
+        """
         self.listeners[listener] = None
 
     def unlisten(self, listener: Listener) -> None:
@@ -285,5 +300,6 @@ class Resource:
 
     def _deleted(self) -> ResourceDeleted:
         return ResourceDeleted(
-            f"{self.type_name} {self.name!r} was deleted: ask the cluster for it again to use (or make) a new one"
+            f"{self.type_name} {self.name!r} was deleted: ask the cluster for it again, "
+            "which uses or makes a new one"
         )

@@ -12,15 +12,12 @@ carries it is built, and is IN FLIGHT until its answer comes. From then on it is
 A sequence once used is always consumed. So a command that its caller gives up on before it was sent
 vanishes from the outbox and never had a sequence; one given up on later stays in flight and its
 answer is dropped by whoever waited. Nothing here knows about callers.
-
-A TARGET is how commands name their resource: by name, type and configuration until an answer has
-told the id, which comes with every answer to a command by name.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -33,71 +30,8 @@ from folkmoot.core.errors import (
     Unavailable,
     from_wire,
 )
-from folkmoot.core.requests import commands_frame, pack_operation, pack_resource
-
-
-class Target:
-    """A resource as operations name it.
-
-    - `id` is valid while `known`; it is forgotten with the session that learned it.
-    - `deleted` is for ever: the resource of that id is gone, and its name may mean another one.
-    """
-
-    __slots__ = (
-        "by_name",
-        "config",
-        "deleted",
-        "id",
-        "known",
-        "name",
-        "note",
-        "owner",
-        "type_name",
-        "type_version",
-        "_heads",
-    )
-
-    def __init__(self, name: str, type_name: str, type_version: int, config: Mapping[str, Any]):
-        self.name = name
-        self.type_name = type_name
-        self.type_version = type_version
-        self.config = dict(config)
-        self.by_name = [name, type_name, type_version, self.config]
-        self.id = 0
-        self.known = False
-        self.deleted = False
-        self.note = ""
-        """How the configuration differs from what the resource was created with; empty: it does not."""
-        self.owner: Any = None
-        """Whatever the driver keeps here to find its own object again."""
-        self._heads = (pack_resource(self.by_name), pack_resource(self.by_name, fenced=True))
-
-    def learn(self, resource_id: int) -> None:
-        """From now on operations name the id."""
-        self.id = resource_id
-        self.known = True
-        self._heads = (pack_resource(resource_id), pack_resource(resource_id, fenced=True))
-
-    def forget(self) -> None:
-        """The session that learned the id has ended: name the resource again, which opens it anew."""
-        if self.known and self.name:
-            self.known = False
-            self.id = 0
-            self._heads = (pack_resource(self.by_name), pack_resource(self.by_name, fenced=True))
-
-    def head(self, *, fenced: bool) -> bytes:
-        """What stands before a packed operation in its array."""
-        return self._heads[fenced]
-
-    def __repr__(self) -> str:
-        return f"<{self.type_name} {self.name!r} {self.id if self.known else 'not opened'}>"
-
-
-def directory_target() -> Target:
-    """The directory itself, which is always there, under id 0."""
-    target = Target("", "directory", 1, {})
-    target.learn(0)
-    return target
+from folkmoot.core.requests import commands_frame, pack_operation
+from folkmoot.core.targets import Target
 
 
 class Operation:
@@ -197,7 +131,8 @@ class Pipeline:
         self.last_sequence = 0
         self.flight_bytes = 0
         self.issued = 0
-        """How many commands were issued ever: numbers them, so that reads can wait for their turn."""
+        """How many commands were issued ever: numbers them, so that reads can wait for their turn.
+        """
         self._repeated = 0
         self._sent_at: deque[tuple[int, float]] = deque()
 
@@ -219,7 +154,7 @@ class Pipeline:
         return self.outbox.pop(command.number, None) is not None
 
     def take_frames(self, session_id: int, event_index: int, now: float) -> list[bytes]:
-        """Build frames of what waits, as far as the window reaches. Every call starts a new frame."""
+        """Build frames of what waits, as far as the window reaches; each call starts a new one."""
         frames = []
         while self.outbox:
             taken = self._gather()
@@ -264,10 +199,7 @@ class Pipeline:
     def repeat_frames(self, session_id: int, event_index: int) -> list[bytes]:
         """Build again exactly what has no answer, in order: the server knows which of it is new."""
         self._repeated = self.last_sequence
-        frames = []
-        for commands in self._chunks():
-            frames.append(self._frame(session_id, event_index, commands))
-        return frames
+        return [self._frame(session_id, event_index, chunk) for chunk in self._chunks()]
 
     def _chunks(self) -> Iterator[list[Command]]:
         chunk: list[Command] = []
@@ -293,8 +225,9 @@ class Pipeline:
     ) -> None:
         """Match answers with commands; those that are done now are appended to `done`.
 
-        What was answered before is passed over (bugs: G1). Raises RemoteProtocolError for answers that
-        skip a command, answer what was never sent, or are none; commands before it are done then.
+        What was answered before is passed over (bugs: G1). Raises RemoteProtocolError for answers
+        that skip a command, answer what was never sent, or are none; commands before it are done
+        then.
         """
         skip = self.low_water + 1 - first
         if skip < 0:
@@ -355,7 +288,7 @@ class Pipeline:
         return freed[::-1], keep >= first
 
     def end(self) -> tuple[list[Command], list[Command]]:
-        """The session has ended: return what was sent without an answer, and what was never sent."""
+        """The session has ended: return what was sent and has no answer, and what was not sent."""
         sent, unsent = list(self.in_flight), list(self.outbox.values())
         self.in_flight.clear()
         self.outbox = {}

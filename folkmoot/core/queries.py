@@ -2,9 +2,9 @@
 
 Pure: no I/O, no clock, no randomness. Driven by `core/session_client.py`.
 
-All reads that were issued in one turn with one consistency and one `at_least` travel in one READ frame.
-A read changes nothing, so when the connection is lost it is simply asked again, on the next one and
-under the next session if need be.
+All reads that were issued in one turn with one consistency and one `at_least` travel in one READ
+frame. A read changes nothing, so when the connection is lost it is simply asked again, on the next
+one and under the next session if need be.
 
 A SEQUENTIAL read must see what its session did before it (§6.4.1). It therefore waits until every
 command that was issued before it has been SENT, and names the last sequence; the server waits until
@@ -16,8 +16,9 @@ from __future__ import annotations
 from typing import Any
 
 from folkmoot.core.errors import FolkmootError, OutcomeUnknown, RemoteProtocolError, from_wire
-from folkmoot.core.pipeline import Operation, Target, errors_by_offset
+from folkmoot.core.pipeline import Operation, errors_by_offset
 from folkmoot.core.requests import FrameType, encode, pack_operation, read_frame
+from folkmoot.core.targets import Target
 from folkmoot.core.types import Consistency
 
 
@@ -225,7 +226,8 @@ class AdminRequests:
         for request in asked:
             request.answered = True
             request.error = OutcomeUnknown(
-                f"the connection was lost before {request.operation!r} was answered: it may have been done"
+                f"the connection was lost before {request.operation!r} was answered: "
+                "it may have been done"
             )
         return asked
 

@@ -1,8 +1,8 @@
 """A server without consensus, for testing clients and proxies: one Multiplexer behind real links.
 
 Every frame of commands becomes a batch and is applied at once, as if it had been committed. It may
-listen at several addresses; they are then "members" of one cluster that share the state, one of them
-(or none) called the leader. Log time follows the event loop's clock, so a mocked clock counts.
+listen at several addresses; they are then "members" of one cluster that share the state, one of
+them (or none) called the leader. Log time follows the event loop's clock, so a mocked clock counts.
 
 Knobs, all of them plain calls: `cut`, `silence` and `speak`, `hold` and `release`, `lead`,
 `end_session`, `refuse_commands`, `stop_listening`, `advance`.
@@ -112,7 +112,9 @@ class Standalone:
         self.mute = False
         """Nothing is sent: what would be is lost, as is what it would have been good for."""
         self.refusing = False
-        """Commands are refused with Overloaded, as by a server whose pending bytes are at their limit."""
+        """Commands are refused with Overloaded, as by a server whose pending bytes are at their
+        limit.
+        """
         self._held: list[tuple[ClientConnection, bytes]] | None = None
         self._addresses = addresses
         self._skew_ms = 0
@@ -251,7 +253,7 @@ class Standalone:
                 raise RemoteProtocolError(f"frame type {frame_type} from a client")
 
     def _hello(self, receiver: _Receiver, body: bytes) -> None:
-        version, _, cluster_id, _, _ = decode(FrameType.HELLO, body)
+        version, _, _, _, _ = decode(FrameType.HELLO, body)
         if version != self.protocol_version:
             raise RemoteProtocolError(
                 f"the client speaks {version}, this server {self.protocol_version}"
