@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from folkmoot.core.machine import Machine
-from folkmoot.primitives.counter import CounterMachine
+from folkmoot.primitives.counter_machine import CounterMachine
 from folkmoot.primitives.election import ElectionMachine
 from folkmoot.primitives.lock import LockMachine
 from folkmoot.primitives.map_machine import MapMachine

@@ -104,6 +104,10 @@ class Subscriptions:
                 found = [*found, *more] if found else more
         return sorted(set(found)) if merged else found
 
+    def has(self, kind: str, text: str) -> bool:
+        """Say whether anybody has set this filter. Raises BadCommand for an unknown kind."""
+        return text in self._table(kind)
+
     def everybody(self) -> list[int]:
         """Return all subscribers in rising order."""
         return sorted(self._filters)

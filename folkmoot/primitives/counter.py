@@ -4,217 +4,313 @@ WHAT IT PROMISES. Each `add` that was answered is in the value exactly once, wha
 repeated or resumed in between. The value is an integer of 64 bits, or lies within narrower bounds
 that are fixed when the counter is made: a change that would leave them raises OutOfBounds and
 changes nothing, so `add(-1)` on a counter bounded below by 0 is a correct way to take one of N.
+
 `wait_for` is decided on the servers, in the entry that changes the value: it sees every value that
 the counter ever has, also one that is gone again before this client hears of it.
 
-COMMANDS  add, set, compare_and_set · wait_for, withdraw · subscribe, unsubscribe
-QUERIES   get, describe
-EVENTS    changed [value, old value]     to whoever subscribed, also for its own changes
-          reached [request, value]       to the session that waited; never dropped
-
-The machine is pure: no I/O, no clock, no randomness.
+The machine behind it is in `counter_machine.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Unpack
 
 import attrs
+from anyio.lowlevel import checkpoint
 
-from folkmoot.core.errors import BadCommand, ConfigError, LimitExceeded, OutOfBounds
-from folkmoot.core.machine import Context, Machine, QueryContext, command, query
-from folkmoot.primitives._subscriptions import Subscriptions
+from folkmoot.core.errors import (
+    ClosedError,
+    CommandError,
+    FolkmootError,
+    OutcomeUnknown,
+    ResourceDeleted,
+    SessionExpired,
+    UsageError,
+)
+from folkmoot.core.types import ConnectionState, Consistency, Duration
+from folkmoot.core.wakeup import Waiter
+from folkmoot.primitives._options import Budget, Fence, ReadOptions, WriteOptions, level
+from folkmoot.primitives._subscriptions import EVERYTHING
+from folkmoot.primitives._watch import BUFFER_EVENTS, Backlog, Event, Resync, Watch, feed_of
+from folkmoot.primitives.counter_machine import CounterMachine
 
-INT_MIN = -(1 << 63)
-INT_MAX = (1 << 63) - 1
-WAITERS_MAX = 65_536
-"""Per counter; a further one is answered with LimitExceeded."""
+if TYPE_CHECKING:
+    from folkmoot.core.client import Resource
+
+__all__ = [
+    "Counted",
+    "Counter",
+    "CounterChange",
+    "CounterDescription",
+    "CounterMachine",
+    "Reading",
+    "Resync",
+]
 
 
 @attrs.frozen
-class _Waiter:
-    session: int
-    request: int
-    at_least: int
-    at_most: int
-    since: int
-    """Log time, milliseconds."""
+class Counted:
+    """The value was changed."""
+
+    value: int
+    old: int
+    revision: int
 
 
-class CounterMachine(Machine):
-    """One integer within bounds, and who waits for it to lie in which range.
+@attrs.frozen
+class Reading:
+    """A value that the counter had, and the index at which it had it."""
 
-    - low <= value <= high, always.
-    - No waiter is satisfied by the present value: it leaves in the entry that satisfies it.
-    - At no value in `_calm` is any waiter satisfied, so most changes look at none of them. It is
-      derived from the rest, and may be narrower than it could be.
+    value: int
+    revision: int
+
+
+@attrs.frozen
+class CounterDescription:
+    """What an operator wants to know of a counter."""
+
+    value: int
+    low: int
+    high: int
+    waiters: int
+    waiting: tuple[tuple[int, str, int | None, int | None, float], ...]
+    """The first waiters, in order: session, client's name, at least, at most, seconds since."""
+    watchers: int
+    watched_by: tuple[tuple[int, str], ...]
+    """The first watching sessions: id, name of the client."""
+
+
+CounterChange = Counted | Resync[int]
+
+
+class Counter:
+    """A replicated integer.
+
+    Making one does no I/O. What changes it leaves the revision in `revision`. An operation that is
+    cancelled, or runs out of time, may have been sent and applied all the same; nothing is ever
+    applied twice.
+
+    Any operation may raise ResourceDeleted, ResourceTypeError and ClosedError (not applied), and,
+    when the session is lost, SessionExpired (not applied) or OutcomeUnknown (perhaps applied).
     """
 
-    type_name = "counter"
+    def __init__(self, resource: Resource) -> None:
+        self._resource = resource
+        self._feed = feed_of(resource)
+        self._waits = _Waits(self)
+        self._revision = 0
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        unknown = sorted(set(config) - {"low", "high"})
-        if unknown:
-            raise ConfigError(f"a counter's configuration has low and high, not {unknown}")
-        self._low = config.get("low", INT_MIN)
-        self._high = config.get("high", INT_MAX)
-        if type(self._low) is not int or type(self._high) is not int:
-            raise ConfigError(f"bounds ({self._low!r}, {self._high!r}): integers are needed")
-        if not INT_MIN <= self._low <= self._high <= INT_MAX:
-            raise ConfigError(
-                f"bounds ({self._low}, {self._high}): the lower one comes first, in 64 bits"
-            )
-        self._initial = self._value = min(max(0, self._low), self._high)
-        self._waiters: dict[tuple[int, int], _Waiter] = {}
-        self._calm = (INT_MIN, INT_MAX)
-        self._subscriptions = Subscriptions()
+    @staticmethod
+    def configuration(bounds: tuple[int | None, int | None] | None = None) -> dict[str, int]:
+        """Return what a counter with these bounds (None: that of 64 bits) is made with."""
+        low, high = bounds or (None, None)
+        config = {"low": low, "high": high}
+        CounterMachine({name: bound for name, bound in config.items() if bound is not None})
+        return {name: bound for name, bound in config.items() if bound is not None}
 
-    @command
-    def add(self, context: Context, n: int) -> list[int]:
-        """Add `n`. Returns [new value, revision]."""
-        self._change(context, self._value + n)
-        return [self._value, context.index]
+    @property
+    def name(self) -> str:
+        """The counter's name."""
+        return self._resource.name
 
-    @command
-    def set(self, context: Context, value: int) -> int:
-        """Set the value. Returns the revision."""
-        self._change(context, value)
-        return context.index
+    @property
+    def revision(self) -> int:
+        """The greatest revision of what was changed through this object: for `at_least=`."""
+        return self._revision
 
-    @command
-    def compare_and_set(self, context: Context, expected: int, value: int) -> int | None:
-        """Set the value if it is `expected`. Returns the revision, or None where it is not."""
-        if self._value != expected:
-            return None
-        self._change(context, value)
-        return context.index
-
-    @command
-    def wait_for(
-        self, context: Context, request: int, at_least: int | None, at_most: int | None
-    ) -> list[int] | None:
-        """Wait for a value between the two. Returns [value, revision] where it is so now.
-
-        Else it returns None, and "reached" follows, unless `withdraw` names the request first.
-        """
-        low = self._low if at_least is None else at_least
-        high = self._high if at_most is None else at_most
-        if max(low, self._low) > min(high, self._high):
-            raise OutOfBounds(
-                f"no value lies between {low} and {high} and within {self._low} to {self._high}"
-            )
-        if (context.session, request) in self._waiters:
-            raise BadCommand(f"request {request} of session {context.session} is waiting already")
-        if low <= self._value <= high:
-            return [self._value, context.index]
-        if len(self._waiters) >= WAITERS_MAX:
-            raise LimitExceeded(f"{WAITERS_MAX} wait for this counter already: try again later")
-        waiter = _Waiter(context.session, request, low, high, context.time)
-        self._waiters[context.session, request] = waiter
-        self._narrow(waiter)
-        return None
-
-    @command
-    def withdraw(self, context: Context, request: int) -> bool:
-        """Take back a `wait_for`; say whether it was still waiting."""
-        return self._waiters.pop((context.session, request), None) is not None
-
-    @command
-    def subscribe(self, context: Context, kind: str, text: str) -> int:
-        """Send the session what changes after the index that this returns."""
-        self._subscriptions.add(context.session, kind, text)
-        return context.index
-
-    @command
-    def unsubscribe(self, context: Context, kind: str, text: str) -> bool:
-        """Stop that; say whether it was so."""
-        return self._subscriptions.remove(context.session, kind, text)
-
-    @query
-    def get(self, context: QueryContext) -> int:
+    async def get(self, **options: Unpack[ReadOptions]) -> int:
         """Return the value."""
-        return self._value
+        value, _ = await self._ask("get", **options)
+        return int(value)
 
-    @query
-    def describe(self, context: QueryContext) -> dict[str, Any]:
-        """Return the value, its bounds, who waits for it in order, and who watches it."""
-        name = context.client_name
-        return {
-            "value": self._value,
-            "low": self._low,
-            "high": self._high,
-            "waiters": [
-                [
-                    waiter.session,
-                    name(waiter.session),
-                    waiter.at_least,
-                    waiter.at_most,
-                    context.time - waiter.since,
-                ]
-                for waiter in self._waiters.values()
-            ],
-            "watchers": [[one, name(one)] for one in self._subscriptions.everybody()],
-        }
+    async def add(self, n: int = 1, **options: Unpack[WriteOptions]) -> int:
+        """Add `n`, which may be negative, and return the new value.
 
-    def session_ended(self, context: Context, session: int) -> None:
-        """Forget what the session waited for and subscribed to."""
-        self._subscriptions.drop(session)
-        for key in [key for key in self._waiters if key[0] == session]:
-            del self._waiters[key]
+        Raises OutOfBounds (not applied) where that would leave the bounds.
+        """
+        value, revision = await self._do("add", _integer(n), **options)
+        self._revision = max(self._revision, revision)
+        return int(value)
 
-    def cut_subscriptions(self, session: int) -> bool:
-        """Forget what the session subscribed to; what it waits for stays."""
-        return self._subscriptions.drop(session)
+    async def get_and_add(self, n: int = 1, **options: Unpack[WriteOptions]) -> int:
+        """Do as `add` does, and return the value before."""
+        return await self.add(n, **options) - n
 
-    def idle(self) -> bool:
-        """Say whether the counter stands where it began and nobody waits for it."""
-        return self._value == self._initial and not self._waiters and not self._subscriptions
+    async def set(self, value: int, **options: Unpack[WriteOptions]) -> int:
+        """Set the value; return the revision. Raises OutOfBounds (not applied)."""
+        revision = int(await self._do("set", _integer(value), **options))
+        self._revision = max(self._revision, revision)
+        return revision
 
-    def snapshot(self) -> Any:
-        """Return the value, the waiters in their order, and the subscriptions."""
-        waiters = [list(attrs.astuple(waiter)) for waiter in self._waiters.values()]
-        return [self._value, waiters, self._subscriptions.snapshot()]
+    async def compare_and_set(
+        self, expected: int, value: int, **options: Unpack[WriteOptions]
+    ) -> bool:
+        """Set the value if it is `expected`; say whether it was.
 
-    def restore(self, data: Any) -> None:
-        """Take what `snapshot` gave."""
-        self._value, waiters, subscriptions = data
-        for fields in waiters:
-            waiter = _Waiter(*fields)
-            self._waiters[waiter.session, waiter.request] = waiter
-            self._narrow(waiter)
-        self._subscriptions.restore(subscriptions)
+        Raises OutOfBounds (not applied).
+        """
+        args = _integer(expected), _integer(value)
+        revision = await self._do("compare_and_set", *args, **options)
+        self._revision = max(self._revision, revision or 0)
+        return revision is not None
 
-    def _change(self, context: Context, value: int) -> None:
-        if not self._low <= value <= self._high:
-            raise OutOfBounds(
-                f"{value} is not within {self._low} to {self._high}: it stays {self._value}",
-                self._value,
-            )
-        old, self._value = self._value, value
-        if value == old:
-            return
-        if self._subscriptions:
-            context.publish(self._subscriptions.matching(), "changed", [value, old])
-        if not self._calm[0] <= value <= self._calm[1]:
-            self._wake(context)
+    async def wait_for(
+        self,
+        *,
+        at_least: int | None = None,
+        at_most: int | None = None,
+        timeout: Duration | None = None,
+    ) -> Reading:
+        """Wait for a value in this range; return it, and the revision at which it was reached.
 
-    def _wake(self, context: Context) -> None:
-        """Answer all waiters that the value satisfies, in the order in which they came."""
-        value = self._value
-        waiters, self._waiters = self._waiters, {}
-        self._calm = (INT_MIN, INT_MAX)
-        for key, waiter in waiters.items():
-            if waiter.at_least <= value <= waiter.at_most:
-                context.publish(waiter.session, "reached", [waiter.request, value], keep=True)
-            else:
-                self._waiters[key] = waiter
-                self._narrow(waiter)
+        Cancelled, or out of time, it withdraws; then OperationTimeout is raised. It goes on through
+        the loss of a session: then a value that came and went between may be missed. Raises
+        OutOfBounds where the counter can never have such a value.
+        """
+        if at_least is None and at_most is None:
+            raise UsageError(f"{self!r}: wait for what? Give at_least= or at_most=")
+        low = None if at_least is None else _integer(at_least)
+        high = None if at_most is None else _integer(at_most)
+        wanted = f"at_least={at_least}, at_most={at_most}"
+        with Budget(timeout).limit(f"{self!r} was not within the timeout: {wanted}"):
+            reading = None
+            while reading is None:
+                reading = await self._waits.wait(self._resource, self._feed.number(), low, high)
+            return reading
 
-    def _narrow(self, waiter: _Waiter) -> None:
-        low, high = self._calm
-        if waiter.at_least > self._value:
-            self._calm = (low, min(high, waiter.at_least - 1))
-        else:
-            assert waiter.at_most < self._value, f"{waiter} is satisfied by {self._value}"
-            self._calm = (max(low, waiter.at_most + 1), high)
+    def watch(self, *, initial: bool = False, buffer: int = BUFFER_EVENTS) -> Watch[CounterChange]:
+        """Return a watch of the value, to be entered with `async with`.
+
+        It yields Counted and, where changes were missed, Resync with the value as its snapshot.
+        With `initial`, a Resync comes first. A reader that is more than `buffer` changes behind
+        gets a Resync in their place. Once the counter is deleted it raises ResourceDeleted.
+        """
+        if buffer < 1:
+            raise UsageError(f"{self!r}: a watch cannot do with a buffer of {buffer}")
+        source = _CounterSource(self._resource)
+        return Watch(self._resource, source, initial=initial, buffer=buffer)
+
+    async def describe(self) -> CounterDescription:
+        """Return what an operator wants to know."""
+        found, _ = await self._ask("describe")
+        found["waiting"] = tuple((*who, since / 1000) for *who, since in found["waiting"])
+        found["watched_by"] = tuple((session, name) for session, name in found["watched_by"])
+        return CounterDescription(**found)
+
+    def __repr__(self) -> str:
+        return f"<Counter {self.name!r}>"
+
+    async def _do(
+        self,
+        operation: str,
+        *args: Any,
+        fence: Fence | None = None,
+        timeout: Duration | None = None,
+    ) -> Any:
+        token = None if fence is None else fence.fence
+        return await self._resource.command(operation, *args, timeout=timeout, fence=token)
+
+    async def _ask(
+        self,
+        operation: str,
+        *,
+        consistency: str = "linearizable",
+        at_least: int = 0,
+        timeout: Duration | None = None,
+    ) -> tuple[Any, int]:
+        return await self._resource.query(
+            operation, consistency=level(consistency), at_least=at_least, timeout=timeout
+        )
+
+
+class _CounterSource:
+    """What a watch of a counter tells."""
+
+    events: Mapping[str, bool] = {"changed": False}
+    filter = EVERYTHING
+
+    def __init__(self, resource: Resource) -> None:
+        self._resource = resource
+
+    def change(self, event: Event) -> CounterChange:
+        """Return what the reader of the watch gets."""
+        value, old = event.payload
+        return Counted(value, old, event.index)
+
+    async def present(self, since: int, backlog: Backlog) -> CounterChange:
+        """Read the value, at an index >= `since`."""
+        value, revision = await self._resource.query(
+            "get", consistency=Consistency.SEQUENTIAL, at_least=since
+        )
+        backlog.take_until(revision)
+        return Resync(value, revision)
+
+
+class _Waits:
+    """The `wait_for` calls of one proxy. It listens exactly while there is one.
+
+    A race, and why nothing is lost or left behind:
+
+        1. `wait_for` is sent              the request is known here already
+        2. the value is reached            "reached" arrives, perhaps before this task has run
+        3. the task is cancelled           `withdraw` is sent, behind the `wait_for`, whatever has
+                                           happened to either answer
+    """
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._waiters: dict[int, Waiter[Reading | None]] = {}
+
+    async def wait(
+        self, resource: Resource, request: int, low: int | None, high: int | None
+    ) -> Reading | None:
+        """Wait once; None: the session was lost, and the request with it."""
+        waiter: Waiter[Reading | None] = Waiter()
+        if not self._waiters:
+            resource.listen(self)
+        self._waiters[request] = waiter
+        may_wait = True
+        try:
+            answer = await resource.command("wait_for", request, low, high)
+            found = await waiter.wait() if answer is None else Reading(*answer)
+            may_wait = False
+            return found
+        except CommandError:
+            may_wait = False
+            raise
+        except (SessionExpired, OutcomeUnknown):
+            await checkpoint()
+            return None
+        finally:
+            del self._waiters[request]
+            if not self._waiters:
+                resource.unlisten(self)
+            if may_wait:
+                with suppress(FolkmootError):  # without a session, nothing waits
+                    resource.send("withdraw", request)
+
+    def on_event(self, index: int, kind: str, payload: Any) -> None:
+        """Take the answer to a request, or the end of all."""
+        if kind == "reached":
+            waiter = self._waiters.get(payload[0])
+            if waiter is not None:  # else: withdrawn, or another proxy's
+                waiter.set_result(Reading(payload[1], index))
+        elif kind == "deleted":
+            for waiter in self._waiters.values():
+                waiter.set_exception(ResourceDeleted(f"{self._counter!r} was deleted", index))
+
+    def on_state(self, state: ConnectionState, cause: str) -> None:
+        """Send all to ask again when the session is lost."""
+        for waiter in self._waiters.values():
+            if state is ConnectionState.EXPIRED:
+                waiter.set_result(None)
+            elif state is ConnectionState.CLOSED:
+                waiter.set_exception(ClosedError(f"{self._counter!r}: the client was closed"))
+
+
+def _integer(value: int) -> int:
+    if type(value) is not int:
+        raise UsageError(f"{value!r} is a {type(value).__name__}: a counter takes int")
+    return value

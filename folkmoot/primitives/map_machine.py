@@ -43,6 +43,8 @@ PAGE_BYTES_MAX = 256 << 10
 CLEAR_EVENTS_MAX = 1000
 CLEAR_BYTES_MAX = 256 << 10
 """Beyond either, a clear is told as one event, which watches turn into a Resync."""
+WATCHERS_LISTED_MAX = 1000
+"""`describe` lists so many, and says how many there are."""
 
 Item = tuple[bytes, int, int]
 """value, version, expiry in log time (or FOREVER)."""
@@ -237,13 +239,15 @@ class MapMachine(Machine):
 
     @query
     def describe(self, context: QueryContext) -> dict[str, Any]:
-        """Return sizes, and who watches what."""
+        """Return sizes, and who watches: [session, client's name, number of filters]."""
+        watchers = self._subscriptions.everybody()
         return {
             "size": len(self._items),
             "expiring": self._expiring,
-            "watchers": [
-                [session, context.client_name(session), self._subscriptions.filters(session)]
-                for session in self._subscriptions.everybody()
+            "watchers": len(watchers),
+            "watched_by": [
+                [one, context.client_name(one), len(self._subscriptions.filters(one))]
+                for one in watchers[:WATCHERS_LISTED_MAX]
             ],
         }
 

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from folkmoot.core.errors import BadCommand, ConfigError, LimitExceeded, OutOfBounds
-from folkmoot.primitives import counter
-from folkmoot.primitives.counter import INT_MAX, INT_MIN, CounterMachine
+from folkmoot.primitives import counter_machine
+from folkmoot.primitives.counter_machine import INT_MAX, INT_MIN, CounterMachine
 from tests.primitives.harness import Event, Harness, check_script, scripts
 
 
@@ -142,10 +142,10 @@ class CounterAgainstInt(RuleBasedStateMachine):
     def state(self) -> None:
         assert self.harness.query(1, "get") == self.value
         described = self.harness.query(1, "describe")
-        assert [line[:2] for line in described["waiters"]] == [
+        assert [line[:2] for line in described["waiting"]] == [
             [session, f"client-{session}"] for session, *_ in self.waiters
         ]
-        assert [one for one, _ in described["watchers"]] == sorted(self.subscribers)
+        assert [one for one, _ in described["watched_by"]] == sorted(self.subscribers)
         assert self.harness.digest() == self.twin.digest()
         untouched = self.value == (0 if self.low <= 0 <= self.high else self.low)
         idle = untouched and not self.waiters and not self.subscribers
@@ -172,7 +172,7 @@ def test_wrong_bounds_are_refused(config: dict[str, Any], message: str) -> None:
 
 
 def test_waiters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counter, "WAITERS_MAX", 2)
+    monkeypatch.setattr(counter_machine, "WAITERS_MAX", 2)
     harness = Harness(CounterMachine)
     harness.command(1, "wait_for", 1, 5, None)
     harness.command(1, "wait_for", 2, 5, None)
