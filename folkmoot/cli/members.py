@@ -92,7 +92,9 @@ class MemberView:
             "applied_index": status.get("applied_index"),
             "last_index": status.get("last_index"),
             "lag": self.lag,
-            "connections": status.get("connections"),
+            "clients": status["connections"] - 1
+            if status
+            else None,  # one of them is this question
             "uptime_s": status.get("uptime_s"),
             "version": status.get("version"),
             "trouble": self.trouble or None,
@@ -187,7 +189,11 @@ def merge(
 ) -> ClusterView:
     """Put the answers together. Pure."""
     statuses = {status["node_id"]: status for _, status in answers if isinstance(status, Mapping)}
-    troubles = {address: str(error) for address, error in answers if isinstance(error, Exception)}
+    troubles = {
+        address: str(error).removeprefix(f"{address}: ")
+        for address, error in answers
+        if isinstance(error, Exception)
+    }
     leaders = [status for status in statuses.values() if status["role"] == "leader"]
     leading = max(leaders, key=_newness) if leaders else None
     lags = _lags(leading) if leading else {}

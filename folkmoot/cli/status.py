@@ -27,11 +27,11 @@ COLUMNS = {
     "commit_index": "commit",
     "applied_index": "applied",
     "lag": "lag",
-    "connections": "clients",
+    "clients": "clients",
     "uptime": "up for",
     "trouble": "trouble",
 }
-_RIGHT = ("node", "term", "commit_index", "applied_index", "lag", "connections", "uptime")
+_RIGHT = ("node", "term", "commit_index", "applied_index", "lag", "clients", "uptime")
 _COLOUR = {
     "leader": "bold green",
     "down": "bold red",
@@ -189,16 +189,15 @@ def _table(view: ClusterView) -> RenderableType:
         table.add_column(title, justify="right" if key in _RIGHT else "left")
     for row in found:
         style = _COLOUR.get(row["role"], "")
-        cells = []
-        for key in columns:
-            value = row[key]
-            text = (
-                "-"
-                if value in (None, "")
-                else f"{value:,}"
-                if isinstance(value, int)
-                else str(value)
-            )
-            cells.append(Text(text, style if key in ("node", "role", "trouble") else ""))
+        cells = [
+            Text(_cell(key, row[key]), style if key in ("node", "role", "trouble") else "")
+            for key in columns
+        ]
         table.add_row(*cells)
     return table
+
+
+def _cell(key: str, value: Any) -> str:
+    if value in (None, ""):
+        return "" if key == "trouble" else "-"
+    return f"{value:,}" if isinstance(value, int) else str(value)

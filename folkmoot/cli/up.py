@@ -161,10 +161,11 @@ class Teller:
     def _tell_logs(self) -> None:
         for server in self.cluster.servers:
             for line in server.new_lines():
-                words = line.split(maxsplit=3)
-                serious = len(words) > 2 and words[2] in ("WARNING", "ERROR", "CRITICAL")
+                words = line.split(maxsplit=3)  # date, time, level, text
+                level, text = (words[2], words[3]) if len(words) == 4 else ("ERROR", line)
+                serious = level in ("WARNING", "ERROR", "CRITICAL")
                 if self.verbose or serious:
-                    self.say(f"node {server.node_id}: {line}", style="yellow" if serious else "")
+                    self.say(f"node {server.node_id}: {text}", style="yellow" if serious else "")
 
     def _tell_gone(self) -> None:
         for server in self.cluster.servers:

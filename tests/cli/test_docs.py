@@ -14,7 +14,10 @@ from folkmoot.cli.exits import ExitCode
 from folkmoot.core import config
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-BEGIN, END = "<!-- settings: `pytest tests/cli --rewrite` writes them -->\n", "<!-- settings end -->\n"
+BEGIN, END = (
+    "<!-- settings: `pytest tests/cli --rewrite` writes them -->\n",
+    "<!-- settings end -->\n",
+)
 
 
 def meanings() -> dict[tuple[str, str], str]:
