@@ -3,8 +3,8 @@
     async with Node(NodeConfig(node_id=1, members=(...), data_dir="data-1")) as node:
         await node.wait_stopped()
 
-Without `members` it is a cluster of one, reached in memory by clients of the same process (`node.transport`); without
-`data_dir` it keeps everything in memory.
+Without `members` it is a cluster of one, reached in memory by clients of the same process
+(`node.transport`); without `data_dir` it keeps everything in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from folkmoot.core.config import NodeConfig
 from folkmoot.core.errors import UsageError
 from folkmoot.core.machine import Machine, Registry
 from folkmoot.core.server import Server
-from folkmoot.core.storage import DirectoryFiles, Files, MemoryFiles
+from folkmoot.core.storage.files import DirectoryFiles, Files
+from folkmoot.core.storage.memory import MemoryFiles
 from folkmoot.primitives import BUILTIN_MACHINES
 from folkmoot.transport.link import Transport
 from folkmoot.transport.memory import MemoryNetwork, MemoryTransport
@@ -31,8 +32,9 @@ from folkmoot.transport.tcp import TcpTransport
 class Node:
     """One member, running from `__aenter__` to `__aexit__`.
 
-    Leaving the context stops it gracefully: leadership is handed over, what is under way is finished, the log is flushed.
-    Where the server had to stop by itself (StorageError, or a machine that raised), that error is raised out of the context.
+    Leaving the context stops it gracefully: leadership is handed over, what is under way is
+    finished, the log is flushed. Where the server had to stop by itself (StorageError, or a machine
+    that raised), that error is raised out of the context.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class Node:
 
     async def __aenter__(self) -> Self:
         if self._tasks is not None:
-            raise UsageError(f"node {self.config.node_id} has been started before; make a new Node to start again")
+            raise UsageError(
+                f"node {self.config.node_id} was started before: make a new Node to start again"
+            )
         config = self.config
         transport = self._given_transport
         if transport is None:
@@ -61,7 +65,11 @@ class Node:
         self.transport = transport
         files = self._files
         if files is None:
-            files = DirectoryFiles(os.fspath(config.data_dir)) if config.data_dir is not None else MemoryFiles()
+            files = (
+                DirectoryFiles(os.fspath(config.data_dir))
+                if config.data_dir is not None
+                else MemoryFiles()
+            )
         self.server = Server(config, self._registry, files, transport)
         self._stopped = anyio.Event()
         if self._given_transport is None:
@@ -86,7 +94,10 @@ class Node:
             self._stopped.set()
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> bool | None:
         with anyio.CancelScope(shield=True):
             if self.failed is None:
@@ -94,7 +105,10 @@ class Node:
         return await self._leave(kind, error, trace)
 
     async def _leave(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> bool | None:
         assert self._tasks is not None
         try:
@@ -114,7 +128,10 @@ class Node:
             await self._stopped.wait()
 
     async def wait_stopped(self) -> None:
-        """Wait until the server has stopped, for whatever reason; `failed` says why where it had to."""
+        """Wait until the server has stopped, for whatever reason.
+
+        `failed` says why where it had to.
+        """
         if self._stopped is None:
             raise UsageError(f"node {self.config.node_id} has not been started")
         await self._stopped.wait()

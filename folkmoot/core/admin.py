@@ -1,11 +1,13 @@
 """What operators ask of one server: its status, its sessions, and to hand leadership over.
 
-Pure: no I/O, no clock, no randomness. Each server answers for itself; whoever wants the cluster's view asks every member.
+Pure: no I/O, no clock, no randomness. Each server answers for itself; whoever wants the cluster's
+view asks every member.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from folkmoot.core.errors import BadCommand, NotLeader
@@ -34,7 +36,9 @@ def status(replica: Replica, arguments: list[Any], now: float) -> dict[str, Any]
                 "peer_address": peer_address,
                 "client_address": client_address,
                 "voter": node_id in configuration.voters,
-                "match_index": raft.last_index if node_id == replica.node_id else known.get("match"),
+                "match_index": raft.last_index
+                if node_id == replica.node_id
+                else known.get("match"),
                 "state": "self" if node_id == replica.node_id else known.get("state"),
                 "last_contact_s": known.get("last_contact_s"),
             }
@@ -54,7 +58,7 @@ def status(replica: Replica, arguments: list[Any], now: float) -> dict[str, Any]
         "uptime_s": round(now - replica.started_at, 3),
         "members": members,
         "sessions": len(multiplexer.sessions),
-        "resources": len(multiplexer.directory),
+        "resources": len(multiplexer.directory.resources),
         "connections": len(replica.front.connections),
         "storage": replica.storage.status(),
         "loop": {
@@ -70,15 +74,23 @@ def status(replica: Replica, arguments: list[Any], now: float) -> dict[str, Any]
 
 
 def transfer_leader(replica: Replica, arguments: list[Any], now: float) -> int:
-    """Hand leadership to a member (0: the best one). The answer is the index at which it was asked for."""
+    """Hand leadership to a member (0: the best one).
+
+    The answer is the index at which it was asked for.
+    """
     if len(arguments) != 1 or type(arguments[0]) is not int:
         raise BadCommand("transfer_leader takes a node id (0: the best follower)")
     leader, address = replica.leader_fields()
     if leader != replica.node_id:
-        raise NotLeader(f"server {replica.node_id} does not lead; the leader is {leader or 'unknown'} at {address or '-'}")
+        raise NotLeader(
+            f"server {replica.node_id} does not lead; "
+            f"the leader is {leader or 'unknown'} at {address or '-'}"
+        )
     target = arguments[0]
     if target and target not in replica.raft.configuration.voters:
-        raise BadCommand(f"member {target} is no voter; voters are {sorted(replica.raft.configuration.voters)}")
+        raise BadCommand(
+            f"member {target} is no voter; voters are {sorted(replica.raft.configuration.voters)}"
+        )
     replica.raft.transfer_leadership(NodeId(target) if target else None, now)
     return replica.raft.last_index
 
@@ -87,19 +99,17 @@ def sessions(replica: Replica, arguments: list[Any], now: float) -> list[dict[st
     """The first open sessions by id, at most SESSIONS_MAX."""
     limit = arguments[0] if arguments and type(arguments[0]) is int else SESSIONS_MAX
     multiplexer = replica.multiplexer
-    found = []
-    for session in multiplexer.sessions.oldest(min(limit, SESSIONS_MAX)):
-        found.append(
-            {
-                "session_id": session.session_id,
-                "name": session.name,
-                "timeout_ms": session.timeout_ms,
-                "silent_ms": max(multiplexer.time - session.last_seen, 0),
-                "pending_events": session.pending_events,
-                "open_resources": len(session.opened),
-            }
-        )
-    return found
+    return [
+        {
+            "session_id": session.id,
+            "name": session.client_name,
+            "timeout_ms": session.timeout_ms,
+            "silent_ms": max(multiplexer.time - session.last_seen, 0),
+            "pending_events": session.events.count,
+            "open_resources": len(session.opened),
+        }
+        for session in islice(multiplexer.sessions, min(limit, SESSIONS_MAX))
+    ]
 
 
 ADMIN_OPERATIONS: Mapping[str, Callable[[Replica, list[Any], float], Any]] = {

@@ -2,18 +2,21 @@
 
 Pure: no I/O, no clock, no randomness.
 
-A BATCH holds the entries that a leader appended in one turn, in one term, with one log time. The leader encodes
-it once; those very bytes go to its disk, to its followers and to their disks. Inside are GROUPS: runs of entries
-that came together, most often one client's frame of commands, which goes in as the client sent it.
+A BATCH holds the entries that a leader appended in one turn, in one term, with one log time. The
+leader encodes it once; those very bytes go to its disk, to its followers and to their disks. Inside
+are GROUPS: runs of entries that came together, most often one client's frame of commands, which
+goes in as the client sent it.
 
     batch   size_bytes u32 | crc32 u32 | version u8 | flags u8 | reserved u16 | count u32
             | term u64 | first_index u64 | log_time u64 | groups
     group   size_bytes u32 (of the payload) | count u32 | kind u8 | 3 reserved bytes | payload
 
-All integers are little-endian. crc32 covers everything behind itself. `count` spans indexes: the last index is
-`first_index + count - 1`. In a batch as the leader wrote it the groups' counts add up to `count`.
+All integers are little-endian. crc32 covers everything behind itself. `count` spans indexes: the
+last index is `first_index + count - 1`. In a batch as the leader wrote it the groups' counts add up
+to `count`.
 
-Invariants of a `Batch`: count >= 1; log_time never falls from one batch to the next; the bytes verify.
+Invariants of a `Batch`: count >= 1; log_time never falls from one batch to the next; the bytes
+verify.
 """
 
 from __future__ import annotations
@@ -32,15 +35,23 @@ VERSION = 1
 BATCH_HEADER = struct.Struct("<IIBBHIQQQ")
 GROUP_HEADER = struct.Struct("<IIB3x")
 COMMANDS_HEADER = struct.Struct("<QQQQ")
-"""session_id, first_sequence, low_water, event_index: what stands before the operations of a COMMANDS group."""
+"""session_id, first_sequence, low_water, event_index.
+
+What stands before the operations of a COMMANDS group.
+"""
 
 _CRC_FROM = 8
 FLAG_CONFIGURATION = 1
-"""The batch holds a CONFIGURATION group, so that consensus finds it without decoding anything else."""
+"""The batch holds a CONFIGURATION group, so that consensus finds it without decoding anything
+else.
+"""
 
 
 class Kind(enum.IntEnum):
-    """What a group's payload is. The numbers are on disk and on the wire: they never change their meaning."""
+    """What a group's payload is. The numbers are on disk and on the wire.
+
+    They never change their meaning.
+    """
 
     COMMANDS = 1
     INITIALIZE = 2
@@ -56,8 +67,8 @@ class Kind(enum.IntEnum):
 class Group:
     """A run of `count` entries with one payload.
 
-    `decoded` caches what the payload decodes to, so that a server which had to decode it to check it
-    does not decode it again to apply it. It is never part of equality nor of the bytes.
+    `decoded` caches what the payload decodes to, so that a server which had to decode it to check
+    it does not decode it again to apply it. It is never part of equality nor of the bytes.
     """
 
     kind: int
@@ -80,12 +91,15 @@ class Batch:
 
     @property
     def groups(self) -> list[Group]:
+        """The groups in order. Raises StorageCorrupt where they do not add up."""
         if self._groups is None:
             self._groups = decode_groups(self.data)
         return self._groups
 
 
-def encode_batch(term: int, first_index: int, log_time: int, groups: Sequence[Group], flags: int = 0) -> Batch:
+def encode_batch(
+    term: int, first_index: int, log_time: int, groups: Sequence[Group], flags: int = 0
+) -> Batch:
     """Encode `groups` as one batch. The only place where batch bytes are made."""
     count = 0
     parts: list[bytes] = [b""]
@@ -107,19 +121,31 @@ def encode_batch(term: int, first_index: int, log_time: int, groups: Sequence[Gr
 def decode_batch(data: bytes, offset: int = 0) -> Batch:
     """Verify and decode the batch that starts at `offset` of `data`.
 
-    Raises StorageCorrupt when the bytes do not verify; the message says where and why. Costs one checksum.
+    Raises StorageCorrupt when the bytes do not verify; the message says where and why. Costs one
+    checksum.
     """
     if len(data) - offset < BATCH_HEADER.size:
-        raise StorageCorrupt(f"batch at offset {offset}: {len(data) - offset} bytes, a header has {BATCH_HEADER.size}")
-    size_bytes, crc, version, flags, _, count, term, first_index, log_time = BATCH_HEADER.unpack_from(data, offset)
+        raise StorageCorrupt(
+            f"batch at offset {offset}: {len(data) - offset} bytes, "
+            f"a header has {BATCH_HEADER.size}"
+        )
+    size_bytes, crc, version, flags, _, count, term, first_index, log_time = (
+        BATCH_HEADER.unpack_from(data, offset)
+    )
     if not BATCH_HEADER.size <= size_bytes <= len(data) - offset:
-        raise StorageCorrupt(f"batch at offset {offset}: claims {size_bytes} bytes of {len(data) - offset}")
+        raise StorageCorrupt(
+            f"batch at offset {offset}: claims {size_bytes} bytes of {len(data) - offset}"
+        )
     body = data if offset == 0 and size_bytes == len(data) else data[offset : offset + size_bytes]
     found = zlib.crc32(memoryview(body)[_CRC_FROM:])
     if found != crc:
-        raise StorageCorrupt(f"batch at offset {offset}: checksum {found:08x}, header says {crc:08x}")
+        raise StorageCorrupt(
+            f"batch at offset {offset}: checksum {found:08x}, header says {crc:08x}"
+        )
     if version != VERSION:
-        raise StorageCorrupt(f"batch at offset {offset}: format version {version}, this program knows {VERSION}")
+        raise StorageCorrupt(
+            f"batch at offset {offset}: format version {version}, this program knows {VERSION}"
+        )
     if count < 1 or first_index < 1:
         raise StorageCorrupt(f"batch at offset {offset}: {count} entries from index {first_index}")
     return Batch(term, first_index, first_index + count - 1, log_time, flags, body)
@@ -137,7 +163,10 @@ def decode_batches(data: bytes) -> list[Batch]:
 
 
 def decode_groups(data: bytes) -> list[Group]:
-    """Split a verified batch into its groups. Raises StorageCorrupt where the groups do not add up."""
+    """Split a verified batch into its groups.
+
+    Raises StorageCorrupt where the groups do not add up.
+    """
     groups = []
     offset, end = BATCH_HEADER.size, len(data)
     while offset < end:
@@ -146,7 +175,9 @@ def decode_groups(data: bytes) -> list[Group]:
         size_bytes, count, kind = GROUP_HEADER.unpack_from(data, offset)
         offset += GROUP_HEADER.size
         if size_bytes > end - offset or count < 1:
-            raise StorageCorrupt(f"group before offset {offset} of a batch: {size_bytes} bytes, {count} entries")
+            raise StorageCorrupt(
+                f"group before offset {offset} of a batch: {size_bytes} bytes, {count} entries"
+            )
         groups.append(Group(kind, count, data[offset : offset + size_bytes]))
         offset += size_bytes
     return groups

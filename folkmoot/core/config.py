@@ -2,9 +2,10 @@
 
 Ground layer: imports nothing of the package but errors and types.
 
-All classes are frozen and keyword-only. Values are checked once, when an object is made; a wrong one raises
-`ConfigError` naming the field, the value and the bound. Durations are seconds (float), sizes are bytes; the unit stands
-last in the name. A limit's comment says what happens at it: nothing grows without end and nothing is dropped in silence.
+All classes are frozen and keyword-only. Values are checked once, when an object is made; a wrong
+one raises `ConfigError` naming the field, the value and the bound. Durations are seconds (float),
+sizes are bytes; the unit stands last in the name. A limit's comment says what happens at it:
+nothing grows without end and nothing is dropped in silence.
 """
 
 from __future__ import annotations
@@ -38,9 +39,14 @@ class RaftConfig:
     """Consensus. Times are seconds on the server's monotonic clock."""
 
     heartbeat_s: float = _number(0.1, 0.001, 60)
-    """A leader speaks to each follower at least this often. Idle cost is proportional to 1 / heartbeat."""
+    """A leader speaks to each follower at least this often.
+
+    Idle cost is proportional to 1 / heartbeat.
+    """
     election_timeout_s: float = _number(0.5, 0.01, 600)
-    """T: a follower that hears no leader for a time drawn from [T, 2T) asks for (pre-)votes (§3.4)."""
+    """T: a follower that hears no leader for a time drawn from [T, 2T) asks for (pre-)votes
+    (§3.4).
+    """
     clock_drift: float = _number(0.1, 0.0, 0.5)
     """Largest assumed relative drift between two servers' clocks; shortens leases (§6.4.1)."""
     append_bytes_max: int = _number(1 << 20, 1 << 10, 1 << 26)
@@ -59,7 +65,8 @@ class RaftConfig:
     def __attrs_post_init__(self) -> None:
         if self.heartbeat_s * 2 > self.election_timeout_s:
             raise ConfigError(
-                f"heartbeat_s is {self.heartbeat_s} and election_timeout_s {self.election_timeout_s}: "
+                f"heartbeat_s is {self.heartbeat_s}, "
+                f"election_timeout_s {self.election_timeout_s}: "
                 "at least two heartbeats must fit into an election timeout"
             )
 
@@ -69,18 +76,25 @@ class StorageConfig:
     """The log on disk."""
 
     segment_bytes: int = _number(16 << 20, 1 << 12, 1 << 30)
-    """A segment is preallocated to this size, zero-filled, and sealed when the next batch does not fit."""
+    """A segment is preallocated to this size, zero-filled, and sealed when the next batch does not
+    fit.
+    """
     batch_bytes_max: int = _number(8 << 20, 1 << 10, 1 << 28)
     """A leader's turn makes no larger batch (one entry may always stand alone)."""
     fsync: bool = True
     """False only for tests and measurements: an acknowledgement then survives no power cut."""
     inline_sync_max_s: float = _number(0.002, 0.0, 0.1)
-    """Syncs are done in the loop itself while they have lately been faster than this and nothing else waits."""
+    """Syncs are done in the loop itself while they have lately been faster than this and nothing
+    else waits.
+    """
 
 
 @attrs.frozen(kw_only=True)
 class LimitsConfig:
-    """What one cluster takes on. Replicated limits must be equal on all members: they decide answers."""
+    """What one cluster takes on. Replicated limits must be equal on all members.
+
+    They decide answers.
+    """
 
     frame_bytes_max: int = _number(1 << 20, 1 << 12, 1 << 26)
     """A client's frame; a larger one closes the connection."""
@@ -91,18 +105,27 @@ class LimitsConfig:
     connections_max: int = _number(4096, 1, 1 << 20)
     """Client connections per server; a further one is refused with Overloaded and closed."""
     send_buffer_bytes_max: int = _number(64 << 20, 1 << 16, 1 << 32)
-    """Unsent bytes per connection; a client that does not read is closed (its events stay in its session)."""
+    """Unsent bytes per connection.
+
+    A client that does not read is closed (its events stay in its session).
+    """
     sessions_max: int = _number(100_000, 1, 1 << 24)
     """Replicated. Open sessions; opening a further one is answered with LimitExceeded."""
     session_window: int = _number(4096, 1, 1 << 20)
-    """Replicated. Commands of a session in flight, and cached results; refused with Overloaded beyond it."""
+    """Replicated. Commands of a session in flight, and cached results.
+
+    Refused with Overloaded beyond it.
+    """
     session_result_bytes_max: int = _number(64 << 20, 1 << 12, 1 << 32)
     """Replicated. Bytes of a session's cached results, about; refused with Overloaded beyond it."""
     session_timeout_min_s: float = _number(0.1, 0.01, 3600)
     session_timeout_max_s: float = _number(3600.0, 0.1, 1e7)
     """A session's timeout is brought between these two; the reply says what it is."""
     session_events_max: int = _number(65_536, 16, 1 << 24)
-    """Replicated. Unacknowledged events per session; beyond it its subscriptions are cut with a Resync."""
+    """Replicated. Unacknowledged events per session.
+
+    Beyond it its subscriptions are cut with a Resync.
+    """
     session_event_bytes_max: int = _number(16 << 20, 1 << 12, 1 << 32)
     """Replicated. The same in bytes."""
     resources_max: int = _number(1_000_000, 1, 1 << 26)
@@ -114,7 +137,10 @@ class LimitsConfig:
     value_bytes_max: int = _number(512 << 10, 1, 1 << 26)
     """Replicated. A value or message."""
     pending_bytes_max: int = _number(64 << 20, 1 << 16, 1 << 32)
-    """Commands of a server's clients that wait for the log; beyond it commands are refused with Overloaded."""
+    """Commands of a server's clients that wait for the log.
+
+    Beyond it commands are refused with Overloaded.
+    """
     pending_reads_per_client: int = _number(16_384, 1, 1 << 20)
     """Reads of one connection that wait; refused with Overloaded beyond it."""
 
@@ -144,10 +170,12 @@ class NodeConfig:
 
     node_id: NodeId = NodeId(1)
     cluster: str = "default"
-    """The cluster's name. With the first members' list it makes the cluster id, which guards every connection."""
+    """The cluster's name. With the first members' list it makes the cluster id, which guards every
+    connection.
+    """
     members: tuple[Member, ...] = ()
-    """The first members, the same list on each. Ignored (and said so when it differs) once the data directory exists.
-    Empty: a cluster of this one node."""
+    """The first members, the same list on each. Ignored (and said so when it differs) once the data
+    directory exists. Empty: a cluster of this one node."""
     peer_listen: str = ""
     """host:port to listen on for members; empty: this member's own peer_address."""
     client_listen: str = ""
@@ -168,11 +196,18 @@ class NodeConfig:
             raise ConfigError(f"node_id {self.node_id} is not among the members {sorted(ids)}")
 
     def member(self) -> Member:
-        """This member's own line of the list; without a list it is reached in memory, by its name."""
+        """This member's own line of the list.
+
+        Without a list it is reached in memory, by its name.
+        """
         for member in self.members:
             if member.node_id == self.node_id:
                 return member
-        return Member(node_id=self.node_id, peer_address=f"peer-{self.node_id}", client_address=f"node-{self.node_id}")
+        return Member(
+            node_id=self.node_id,
+            peer_address=f"peer-{self.node_id}",
+            client_address=f"node-{self.node_id}",
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -180,16 +215,24 @@ class ClientConfig:
     """A client's session and connection."""
 
     session_timeout_s: float = _number(5.0, 0.01, 3600)
-    """The cluster ends the session after this long without a sign of life; the client stops guarded code before that."""
+    """The cluster ends the session after this long without a sign of life.
+
+    The client stops guarded code before that.
+    """
     drift_margin: float = _number(0.1, 0.0, 0.5)
-    """Part of the timeout that the local deadline lies before the cluster's, for clock drift and scheduling."""
+    """Part of the timeout that the local deadline lies before the cluster's, for clock drift and
+    scheduling.
+    """
     name: str = ""
     """Shown in describe() and status; empty: host name, program and process id."""
     connect_timeout_s: float = _number(2.0, 0.01, 600)
     """One attempt at one address."""
     reconnect_delay_s: float = _number(0.02, 0.0, 60)
     reconnect_delay_max_s: float = _number(1.0, 0.0, 600)
-    """Delay between rounds over all addresses: doubled from the first to the second, with full jitter."""
+    """Delay between rounds over all addresses.
+
+    Doubled from the first to the second, with full jitter.
+    """
     prefer_leader: bool = True
     """Move the connection to the leader when another server says who leads."""
     frame_bytes: int = _number(256 << 10, 1 << 10, 1 << 26)

@@ -2,9 +2,10 @@
 
 Pure: no I/O, no clock, no randomness. Driven by `core/replica.py`.
 
-THE ORDER ON THE WIRE IS THE ORDER OF DELIVERY. An event of index i leaves before the result of any command with an index
-above i, and after the result of its own entry; a read's answer leaves after all events up to the index that it was read at.
-Results and events of one turn are therefore merged by index here, and leave in one write.
+THE ORDER ON THE WIRE IS THE ORDER OF DELIVERY. An event of index i leaves before the result of any
+command with an index above i, and after the result of its own entry; a read's answer leaves after
+all events up to the index that it was read at. Results and events of one turn are therefore merged
+by index here, and leave in one write.
 """
 
 from __future__ import annotations
@@ -24,15 +25,21 @@ EventBatch = tuple[int, int, Sequence[bytes]]
 class Link(Protocol):
     """What a connection needs of `transport/link.py`."""
 
-    def send(self, data: bytes) -> None: ...
-    def close(self, reason: str = "") -> None: ...
+    frame_bytes_max: int
+
+    def send(self, data: bytes) -> None:
+        """Buffer; never blocks."""
+
+    def close(self, reason: str = "") -> None:
+        """Flush, then close."""
 
 
 @attrs.define(eq=False)
 class ClientConnection:
     """What a server knows of one client's connection.
 
-    - `session_id` is 0 until SESSION was sent; one session is on at most one connection of a server.
+    - `session_id` is 0 until SESSION was sent; one session is on at most one connection of a
+      server.
     - `event_index` is the last event index that was sent on this connection; it only rises.
     """
 
@@ -46,7 +53,10 @@ class ClientConnection:
     """Secret hash of the session that this connection is opening."""
     reads_waiting: int = 0
     refused_from: int = 0
-    """First sequence of commands that were refused with Overloaded and have not come again (0: none)."""
+    """First sequence of commands that were refused with Overloaded and have not come again (0.
+
+    None).
+    """
     ended_session: int = 0
     """The session that ended last on this connection: frames for it may still be under way."""
     results: list[Results] = attrs.field(factory=list)
@@ -66,14 +76,14 @@ class ClientConnection:
         if not self.out and (results or batches):
             self.unflushed.append(self)
         if batches:
-            assert batches[0][0] > self.event_index, f"event {batches[0][0]} again after {self.event_index}"
+            assert batches[0][0] > self.event_index, (
+                f"event {batches[0][0]} again after {self.event_index}"
+            )
             self.event_index = batches[-1][0]
             self.out.extend(_merged(results, batches))
         else:
             for result in results:
-                self.out.append(
-                    encode(FrameType.RESULTS, result.first_sequence, result.index, result.values, result.errors)
-                )
+                self.out.append(_frame(result))
 
     def flush(self) -> None:
         """One write for everything of this turn."""
@@ -82,8 +92,16 @@ class ClientConnection:
             self.link.send(out[0] if len(out) == 1 else b"".join(out))
 
 
+def _frame(results: Results) -> bytes:
+    return encode(
+        FrameType.RESULTS, results.first_sequence, results.index, results.values, results.errors
+    )
+
+
 def _merged(results: Sequence[Results], batches: Sequence[EventBatch]) -> Iterator[bytes]:
-    """Frames of results and events such that an event leaves before any result of a higher index, and not before its own."""
+    """Frames of results and events such that an event leaves before any result of a higher index,
+    and not before its own.
+    """
     at, end = 0, len(batches)
     for result in results:
         first = result.index - len(result.values) + 1
@@ -92,23 +110,13 @@ def _merged(results: Sequence[Results], batches: Sequence[EventBatch]) -> Iterat
             at += 1
         if at > before:
             yield encode(FrameType.EVENTS, batches[before:at])
-        begin = 0
+        rest = result
         while at < end and batches[at][0] < result.index:
-            cut = batches[at][0] - first + 1
-            yield _part(result, first, begin, cut)
+            cut = result.first_sequence + batches[at][0] - first
+            yield _frame(rest.part(rest.first_sequence, cut))
+            rest = rest.part(cut + 1, result.last_sequence)
             yield encode(FrameType.EVENTS, batches[at : at + 1])
-            begin = cut
             at += 1
-        yield _part(result, first, begin, len(result.values))
+        yield _frame(rest)
     if at < end:
         yield encode(FrameType.EVENTS, batches[at:])
-
-
-def _part(result: Results, first: int, begin: int, end: int) -> bytes:
-    """Entries `begin` to `end` (exclusive) of one group's results as a frame."""
-    errors = None
-    if result.errors is not None:
-        errors = [[e[0] - begin, *e[1:]] for e in result.errors if begin <= e[0] < end] or None
-    return encode(
-        FrameType.RESULTS, result.first_sequence + begin, first + end - 1, result.values[begin:end], errors
-    )

@@ -2,13 +2,14 @@
 
 Ground layer: imports nothing of the package and may be imported by every layer.
 
-Each class says WHO is at fault and WHETHER THE OPERATION MAY HAVE BEEN APPLIED (`applied`): "no" is safe
-to repeat, "maybe" may be repeated only under the same session and sequence, "yes" means that it took effect
-and this is its answer. A message names the thing, the value, and what to do.
+Each class says WHO is at fault and WHETHER THE OPERATION MAY HAVE BEEN APPLIED (`applied`): "no" is
+safe to repeat, "maybe" may be repeated only under the same session and sequence, "yes" means that
+it took effect and this is its answer. A message names the thing, the value, and what to do.
 
     FolkmootError
       UsageError            you misused the library; never retried
-      CommandError          a deterministic answer of a state machine; nothing changed unless it says so
+      CommandError          a deterministic answer of a state machine; nothing changed unless it
+                            says so
       Unavailable           certainly not applied; safe to retry
       OutcomeUnknown        sent, no answer: it may or may not have been applied
       SessionEnded          SessionExpired, SessionClosed
@@ -67,7 +68,8 @@ class TooLarge(UsageError):
 
 
 class CommandError(FolkmootError):
-    """A state machine's deterministic answer: the command was applied, refused, and changed nothing.
+    """A state machine's deterministic answer: the command was applied, refused, and changed
+    nothing.
 
     `code` is stable and travels on the wire; `data` is plain msgpack data that goes with it.
     """
@@ -123,13 +125,19 @@ class LimitExceeded(CommandError):
 
 
 class ResultExpired(CommandError):
-    """The answer to this sequence was acknowledged before, so it is gone: a protocol error of the client."""
+    """The answer to this sequence was acknowledged before, so it is gone.
+
+    A protocol error of the client.
+    """
 
     code = "result_expired"
 
 
 class SequenceGap(CommandError):
-    """A command arrived ahead of its turn; nothing changed. `data` is the sequence that is expected."""
+    """A command arrived ahead of its turn; nothing changed.
+
+    `data` is the sequence that is expected.
+    """
 
     code = "sequence_gap"
 
@@ -184,7 +192,10 @@ class SessionEnded(FolkmootError):
 
 
 class SessionExpired(SessionEnded):
-    """The cluster (or the conservative local deadline) ended the session; this operation was not applied."""
+    """The cluster (or the conservative local deadline) ended the session.
+
+    This operation was not applied.
+    """
 
     code = "session_expired"
 
@@ -198,8 +209,9 @@ class SessionClosed(SessionEnded):
 class GrantLost(FolkmootError):
     """A grant ended before the guarded code did. The guarded code was cancelled.
 
-    `cause` says why (a word: "expired", "suspended", "released", "evicted", "deleted"), `index` is the log index that
-    ended the grant where it is known, else 0. Work that the body sent before may have been applied.
+    `cause` says why (a word: "expired", "suspended", "released", "evicted", "deleted"), `index` is
+    the log index that ended the grant where it is known, else 0. Work that the body sent before may
+    have been applied.
     """
 
     code = "grant_lost"
@@ -242,7 +254,10 @@ class ElectionTimeout(OperationTimeout):
 
 
 class RemoteProtocolError(FolkmootError):
-    """The peer's bytes were refused (malformed, too large, unknown version, wrong cluster); the connection closes."""
+    """The peer's bytes were refused (malformed, too large, unknown version, wrong cluster).
+
+    The connection closes.
+    """
 
     code = "protocol"
 
@@ -254,7 +269,10 @@ class StorageError(FolkmootError):
 
 
 class StorageCorrupt(StorageError):
-    """Durable bytes do not verify. The message names file and offset. Nothing was cut or repaired."""
+    """Durable bytes do not verify. The message names file and offset.
+
+    Nothing was cut or repaired.
+    """
 
     code = "storage_corrupt"
 
@@ -282,11 +300,13 @@ assert len(BY_CODE) == len(_tree(FolkmootError)), "two errors share a wire code"
 
 
 def from_wire(code: str, message: str, data: Any = None) -> FolkmootError:
-    """Build the error that a server sent; a code from a newer server becomes its nearest known relative."""
+    """Build the error that a server sent.
+
+    A code from a newer server becomes its nearest known relative.
+    """
     kind = BY_CODE.get(code)
     if kind is None:
-        unknown = CommandError(f"{message} [{code}]", data)
-        return unknown
+        return CommandError(f"{message} [{code}]", data)
     if issubclass(kind, CommandError):
         return kind(message, data)
     return kind(message)

@@ -2,8 +2,9 @@
 
 Pure: no I/O, no clock, no randomness. Driven by `core/replica.py`.
 
-One handler per frame type, found in a table. A frame that is malformed, or that does not fit the state of its connection, raises
-RemoteProtocolError: that connection gets a REFUSED with the reason and closes, the server lives.
+One handler per frame type, found in a table. A frame that is malformed, or that does not fit the
+state of its connection, raises RemoteProtocolError: that connection gets a REFUSED with the reason
+and closes, the server lives.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 from folkmoot.core.admin import ADMIN_OPERATIONS
 from folkmoot.core.batch import COMMANDS_HEADER, Group, Kind
 from folkmoot.core.connection import ClientConnection
-from folkmoot.core.errors import BadCommand, CommandError, FolkmootError, Overloaded, RemoteProtocolError
+from folkmoot.core.errors import (
+    BadCommand,
+    CommandError,
+    FolkmootError,
+    Overloaded,
+    RemoteProtocolError,
+)
 from folkmoot.core.reading import Read
 from folkmoot.core.requests import (
     PROTOCOL_VERSION,
@@ -39,7 +46,8 @@ _CONSISTENCIES = {level.value: level for level in Consistency}
 class Front:
     """All client connections of one server.
 
-    - `by_session` holds the connection on which a session was last opened or resumed; an older one is closed.
+    - `by_session` holds the connection on which a session was last opened or resumed; an older one
+      is closed.
     """
 
     def __init__(self, replica: Replica) -> None:
@@ -62,14 +70,17 @@ class Front:
 
     # frames in
 
-    def frames(self, connection: ClientConnection, frames: list[tuple[int, int, bytes]], now: float) -> None:
+    def frames(
+        self, connection: ClientConnection, frames: list[tuple[int, int, bytes]], now: float
+    ) -> None:
         """Take a client's frames in order; a wrong one closes the connection with the reason."""
         try:
             for frame_type, _, body in frames:
                 handler = self._handlers.get(frame_type)
                 if handler is None:
                     raise RemoteProtocolError(
-                        f"frame type {frame_type} from a client; protocol version {PROTOCOL_VERSION} has no such"
+                        f"frame type {frame_type} from a client; "
+                        f"protocol version {PROTOCOL_VERSION} has no such"
                     )
                 if not connection.greeted and frame_type != FrameType.HELLO:
                     raise RemoteProtocolError(f"{FrameType(frame_type).name} before HELLO")
@@ -85,7 +96,10 @@ class Front:
         self.closed(connection)
 
     def closed(self, connection: ClientConnection) -> None:
-        """A connection is gone. Its session lives on until it is resumed, closed or silent for too long."""
+        """A connection is gone.
+
+        Its session lives on until it is resumed, closed or silent for too long.
+        """
         self.connections.discard(connection)
         self.replica.reads.forget(connection)
         if connection.opening:
@@ -99,19 +113,30 @@ class Front:
         version, role, cluster_id, _, _ = decode(FrameType.HELLO, body)
         replica = self.replica
         if version != PROTOCOL_VERSION:
-            raise RemoteProtocolError(f"the client speaks protocol version {version}, this server {PROTOCOL_VERSION}")
+            raise RemoteProtocolError(
+                f"the client speaks protocol version {version}, this server {PROTOCOL_VERSION}"
+            )
         if role != "client":
-            raise RemoteProtocolError(f"role {role!r} on the listener for clients; members connect to the peer address")
+            raise RemoteProtocolError(
+                f"role {role!r} on the listener for clients; members connect to the peer address"
+            )
         if cluster_id and cluster_id != replica.cluster_id:
             raise RemoteProtocolError(
-                f"the client belongs to cluster {cluster_id.hex()}, this server to {replica.cluster_id.hex()}"
+                f"the client belongs to cluster {cluster_id.hex()}, "
+                f"this server to {replica.cluster_id.hex()}"
             )
         if connection.greeted:
             raise RemoteProtocolError("a second HELLO")
         connection.greeted = True
+        connection.link.frame_bytes_max = replica.config.limits.frame_bytes_max
         leader, address = replica.leader_fields()
         connection.send(
-            FrameType.WELCOME, PROTOCOL_VERSION, replica.cluster_id, replica.node_id, leader, address
+            FrameType.WELCOME,
+            PROTOCOL_VERSION,
+            replica.cluster_id,
+            replica.node_id,
+            leader,
+            address,
         )
 
     def _open_session(self, connection: ClientConnection, body: bytes, now: float) -> None:
@@ -120,7 +145,10 @@ class Front:
         if connection.session_id or connection.opening:
             raise RemoteProtocolError("OPEN_SESSION on a connection that has a session")
         limits = self.replica.config.limits
-        low, high = int(limits.session_timeout_min_s * 1000), int(limits.session_timeout_max_s * 1000)
+        low, high = (
+            int(limits.session_timeout_min_s * 1000),
+            int(limits.session_timeout_max_s * 1000),
+        )
         secret_hash = hash_secret(secret)
         connection.opening = secret_hash
         self._opening[secret_hash] = connection
@@ -128,7 +156,10 @@ class Front:
         self.replica.intake.add_open(secret_hash, group)
 
     def _resume_session(self, connection: ClientConnection, body: bytes, now: float) -> None:
-        """Take a session over. This server may lag behind the one that opened it, so it first reads the log's end."""
+        """Take a session over.
+
+        This server may lag behind the one that opened it, so it first reads the log's end.
+        """
         session_id, secret, event_index, first_sequence = decode(FrameType.RESUME_SESSION, body)
         _check_secret(secret)
         if connection.session_id or connection.opening:
@@ -141,13 +172,19 @@ class Front:
         replica = self.replica
         session = replica.multiplexer.sessions.get(session_id)
         if session is None or not hmac.compare_digest(session.secret_hash, secret_hash):
-            connection.send(FrameType.SESSION_ENDED, session_id, "unknown", replica.multiplexer.index)
+            connection.send(
+                FrameType.SESSION_ENDED, session_id, "unknown", replica.multiplexer.index
+            )
             return
         self._attach(connection, session_id)
         replica.intake.attach(session_id, min(first_sequence, session.sequence + 1))
         connection.event_index = event_index
         connection.send(
-            FrameType.SESSION, session_id, session.timeout_ms, replica.multiplexer.index, session.sequence
+            FrameType.SESSION,
+            session_id,
+            session.timeout_ms,
+            replica.multiplexer.index,
+            session.sequence,
         )
         self.touched(session_id)
 
@@ -163,7 +200,8 @@ class Front:
     def _session_of(self, connection: ClientConnection, session_id: int, frame: str) -> None:
         if session_id != connection.session_id or session_id == 0:
             raise RemoteProtocolError(
-                f"{frame} for session {session_id}; this connection has session {connection.session_id or 'none'}"
+                f"{frame} for session {session_id}; "
+                f"this connection has session {connection.session_id or 'none'}"
             )
 
     def _commands(self, connection: ClientConnection, body: bytes, now: float) -> None:
@@ -181,7 +219,10 @@ class Front:
         if first < expected:
             raise RemoteProtocolError(f"COMMANDS from sequence {first} again, expected {expected}")
         window = self.replica.config.limits.session_window
-        if not intake.has_room(len(body)) or intake.in_flight(session_id) + len(operations) > window:
+        if (
+            not intake.has_room(len(body))
+            or intake.in_flight(session_id) + len(operations) > window
+        ):
             connection.refused_from = first
             connection.send(
                 FrameType.REFUSED_COMMANDS,
@@ -193,7 +234,9 @@ class Front:
             )
             return
         connection.refused_from = 0
-        intake.add_commands(session_id, Group(Kind.COMMANDS, len(operations), body, operations), now)
+        intake.add_commands(
+            session_id, Group(Kind.COMMANDS, len(operations), body, operations), now
+        )
 
     def _ended_here(self, connection: ClientConnection) -> tuple[int, ...]:
         """The session that ended while this connection's frames for it were under way."""
@@ -217,7 +260,9 @@ class Front:
         request_id, level_name, at_least, after_sequence, operations = decode(FrameType.READ, body)
         level = _CONSISTENCIES.get(level_name)
         if level is None:
-            raise RemoteProtocolError(f"READ with consistency {level_name!r}; known are {sorted(_CONSISTENCIES)}")
+            raise RemoteProtocolError(
+                f"READ with consistency {level_name!r}; known are {sorted(_CONSISTENCIES)}"
+            )
         for operation in operations:
             check_operation(operation)
         replica = self.replica
@@ -226,11 +271,17 @@ class Front:
             errors = [[at, *error_fields(error)] for at in range(len(operations))]
             connection.send(FrameType.READ_RESULTS, request_id, 0, [None] * len(operations), errors)
             return
-        read = Read(connection, request_id, at_least, connection.session_id, after_sequence, operations)
+        read = Read(
+            connection, request_id, at_least, connection.session_id, after_sequence, operations
+        )
         connection.reads_waiting += 1
         if level is Consistency.SEQUENTIAL:
             replica.reads.add_confirmed(read)
-        elif level is Consistency.LEASE and replica.multiplexer.index >= at_least and replica.raft.lease_valid(now):
+        elif (
+            level is Consistency.LEASE
+            and replica.multiplexer.index >= at_least
+            and replica.raft.lease_valid(now)
+        ):
             replica.reads.leased.append(read)
         else:
             read.after_sequence = 0
@@ -240,13 +291,19 @@ class Front:
         request_id, operation, arguments = decode(FrameType.ADMIN, body)
         handler = ADMIN_OPERATIONS.get(operation)
         if handler is None:
-            error: FolkmootError = BadCommand(f"no such operation: {operation!r}; known are {sorted(ADMIN_OPERATIONS)}")
+            error: FolkmootError = BadCommand(
+                f"no such operation: {operation!r}; known are {sorted(ADMIN_OPERATIONS)}"
+            )
             connection.send(FrameType.ADMIN_RESULT, request_id, error.code, str(error))
             return
         try:
-            connection.send(FrameType.ADMIN_RESULT, request_id, None, handler(self.replica, arguments, now))
+            connection.send(
+                FrameType.ADMIN_RESULT, request_id, None, handler(self.replica, arguments, now)
+            )
         except FolkmootError as failure:
-            connection.send(FrameType.ADMIN_RESULT, request_id, failure.code, Exception.__str__(failure))
+            connection.send(
+                FrameType.ADMIN_RESULT, request_id, failure.code, Exception.__str__(failure)
+            )
 
     # answers out
 
@@ -255,6 +312,7 @@ class Front:
         self._touched[session_id] = None
 
     def session_opened(self, opened: Opened) -> None:
+        """Tell the client that waits for it, if it is still here."""
         connection = self._opening.pop(opened.secret_hash, None)
         if connection is None:
             return
@@ -270,15 +328,21 @@ class Front:
         self._attach(connection, opened.session_id)
         self.replica.intake.attach(opened.session_id, session.sequence + 1)
         connection.send(
-            FrameType.SESSION, opened.session_id, opened.timeout_ms, self.replica.multiplexer.index, session.sequence
+            FrameType.SESSION,
+            opened.session_id,
+            opened.timeout_ms,
+            self.replica.multiplexer.index,
+            session.sequence,
         )
 
     def kept(self, kept: Kept) -> None:
+        """Tell the client that its sign of life is in the log."""
         connection = self.by_session.get(kept.session_id)
         if connection is not None:
             connection.send(FrameType.KEPT, kept.number, kept.index)
 
     def session_ended(self, ended: Ended) -> None:
+        """Tell the client, after the last answers; its connection may open another session."""
         self._touched.pop(ended.session_id, None)
         connection = self.by_session.pop(ended.session_id, None)
         self.replica.intake.detach(ended.session_id)
@@ -323,7 +387,8 @@ class Front:
                 self._answer(read, *self.evaluate(read))
         leased, replica.reads.leased = replica.reads.leased, []
         for read in leased:
-            # Evaluate first, look at the lease after: a pause between the two cannot hide (bugs: etcd #20418).
+            # Evaluate first, look at the lease after: a pause between the two cannot hide (bugs:
+            # etcd #20418).
             values, errors = self.evaluate(read)
             if replica.raft.lease_valid(replica.clock()):
                 self._answer(read, values, errors)

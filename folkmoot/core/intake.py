@@ -2,17 +2,21 @@
 
 Pure: no I/O, no clock, no randomness. Driven by `core/replica.py`.
 
-Every command, session opening and session closing of a local client stays OUTSTANDING here, in order, until this server has
-applied it itself. It is routed once: proposed where this server leads, else forwarded to the leader. When the route changes (a
-new term, another leader, a peer link that came back), or when no answer came for `retry_s`, everything outstanding is routed
-again. That is safe because sessions are exactly-once: what is applied twice takes effect once (§6.3).
+Every command, session opening and session closing of a local client stays OUTSTANDING here, in
+order, until this server has applied it itself. It is routed once: proposed where this server leads,
+else forwarded to the leader. When the route changes (a new term, another leader, a peer link that
+came back), or when no answer came for `retry_s`, everything outstanding is routed again. That is
+safe because sessions are exactly-once: what is applied twice takes effect once (§6.3).
 
     1. S forwards a client's commands 5..7 to leader L, which crashes before it sends them on.
     2. M is elected. S sees the new term and forwards 5..7 again, in order.
-    3. Had L replicated them before it crashed, M has them already; the second copy is a duplicate at apply.
+    3. Had L replicated them before it crashed, M has them already; the second copy is a duplicate
+       at apply.
 
-- Per session the outstanding commands are contiguous: `first` of the next follows the last of the one before.
-- A group leaves here only when it was applied here, when its session ended, or when its client went away.
+- Per session the outstanding commands are contiguous: `first` of the next follows the last of the
+  one before.
+- A group leaves here only when it was applied here, when its session ended, or when its client went
+  away.
 """
 
 from __future__ import annotations
@@ -50,7 +54,10 @@ class Intake:
     fresh: list[Group] = attrs.field(factory=list)
     """Not routed yet: what arrived in this turn."""
     keep_alives: dict[int, list[int]] = attrs.field(factory=dict)
-    """Session id -> the newest keep-alive of this turn. Never repeated: the client sends another."""
+    """Session id -> the newest keep-alive of this turn. Never repeated.
+
+    The client sends another.
+    """
     _route: object = None
     _check_at: float = 0.0
 
@@ -76,16 +83,21 @@ class Intake:
         return session.next_sequence - session.groups[0][0] if session.groups else 0
 
     def route_again(self, session_id: int, now: float) -> None:
-        """The log did not take a session's commands in order: route what is outstanding once more, soon."""
+        """The log did not take a session's commands in order.
+
+        Route what is outstanding once more, soon.
+        """
         session = self.sessions.get(session_id)
         if session is not None:
             session.since = now - self.retry_s
             self._check_at = min(self._check_at, now + self.retry_s / 16)
 
     def has_room(self, size_bytes: int) -> bool:
+        """Whether so many more bytes may wait."""
         return self.size_bytes + size_bytes <= self.bytes_max
 
     def add_commands(self, session_id: int, group: Group, now: float) -> None:
+        """Take the next commands of a session."""
         session = self.sessions[session_id]
         if not session.groups:
             session.since = now
@@ -107,17 +119,21 @@ class Intake:
         return True
 
     def add_open(self, secret_hash: bytes, group: Group) -> None:
+        """Take an opening; whoever waits for it is known by the hash."""
         self.opens[secret_hash] = group
         self.fresh.append(group)
 
     def add_close(self, session_id: int, group: Group) -> None:
+        """Take a closing."""
         self.closes[session_id] = group
         self.fresh.append(group)
 
     def take(self, route: object, now: float) -> list[Group]:
-        """Groups to route now, in order: what arrived in this turn, and whatever has to be routed again.
+        """Groups to route now, in order: what arrived in this turn, and whatever has to be routed
+        again.
 
-        `route` is anything that changes when groups routed before may have been lost; None when there is no way now.
+        `route` is anything that changes when groups routed before may have been lost; None when
+        there is no way now.
         """
         fresh, self.fresh = self.fresh, []
         if route is None:

@@ -1,8 +1,9 @@
 """The links on which this server speaks to the other members.
 
-Every member keeps one link to every other, on which it only speaks; what it hears comes in on the links that the others made to
-it. A link begins with HELLO and WELCOME: it carries nothing before both sides know that they are members of one cluster. Frames
-for a member whose link is down are dropped: consensus repeats what matters, and what was forwarded is routed again.
+Every member keeps one link to every other, on which it only speaks; what it hears comes in on the
+links that the others made to it. A link begins with HELLO and WELCOME: it carries nothing before
+both sides know that they are members of one cluster. Frames for a member whose link is down are
+dropped: consensus repeats what matters, and what was forwarded is routed again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ RECONNECT_S = (0.02, 1.0)
 
 @attrs.define(eq=False)
 class PeerLink:
-    """The link on which this server speaks to one other member. Receives nothing but the answer to its HELLO."""
+    """The link on which this server speaks to one other member.
+
+    Receives nothing but the answer to its HELLO.
+    """
 
     node_id: NodeId
     address: str
@@ -41,25 +45,34 @@ class PeerLink:
     _down: anyio.Event = attrs.field(factory=anyio.Event)
 
     def on_frames(self, link: Link, frames: list[tuple[int, int, bytes]]) -> None:
+        """Take the answer to HELLO; there is no other."""
         for frame_type, _, body in frames:
             if frame_type == FrameType.WELCOME and not self.up:
                 _, _, node_id, _, _ = decode(frame_type, body)
                 if node_id != self.node_id:
-                    raise RemoteProtocolError(f"member {node_id} answers at {self.address}, expected {self.node_id}")
+                    raise RemoteProtocolError(
+                        f"member {node_id} answers at {self.address}, expected {self.node_id}"
+                    )
                 self.up, self.refused = True, ""
                 self.on_up(self.node_id)
             elif frame_type == FrameType.REFUSED:
                 code, message = decode(frame_type, body)
                 self.refused = f"{message} [{code}]"
             else:
-                raise RemoteProtocolError(f"frame type {frame_type} on a link that this server speaks on")
+                raise RemoteProtocolError(
+                    f"frame type {frame_type} on a link that this server speaks on"
+                )
 
     def on_closed(self, link: Link, reason: str) -> None:
+        """Connect again (see `keep`)."""
         self.up, self.link = False, None
         self._down.set()
 
     async def keep(self, transport: Transport, hello: bytes, rng: random.Random) -> None:
-        """Connect, say who we are, and connect again whenever the link is lost. Runs until cancelled."""
+        """Connect, say who we are, and connect again whenever the link is lost.
+
+        Runs until cancelled.
+        """
         delay, delay_max = RECONNECT_S
         while True:
             self._down = anyio.Event()
@@ -79,7 +92,9 @@ class PeerLink:
 class Peers:
     """All links on which this server speaks to the other members."""
 
-    def __init__(self, transport: Transport, rng: random.Random, on_up: Callable[[NodeId], None]) -> None:
+    def __init__(
+        self, transport: Transport, rng: random.Random, on_up: Callable[[NodeId], None]
+    ) -> None:
         self.links: dict[NodeId, PeerLink] = {}
         self._transport = transport
         self._rng = rng
@@ -96,5 +111,7 @@ class Peers:
         async with anyio.create_task_group() as tasks:
             for node_id, address in sorted(addresses.items()):
                 peer = self.links[node_id] = PeerLink(node_id, address, on_up=self._on_up)
-                hello = encode(FrameType.HELLO, PROTOCOL_VERSION, "peer", cluster_id, self_id, str(node_id))
+                hello = encode(
+                    FrameType.HELLO, PROTOCOL_VERSION, "peer", cluster_id, self_id, str(node_id)
+                )
                 tasks.start_soon(peer.keep, self._transport, hello, self._rng)

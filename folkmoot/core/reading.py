@@ -2,12 +2,14 @@
 
 Pure: no I/O, no clock, no randomness. Driven by `core/replica.py`.
 
-A linearizable read waits for a READ INDEX: a commit index that a leader had after the read arrived, confirmed by a majority
-in a round that began after it arrived. All reads of one turn share one token, so one round. Then, like every other read,
-it waits until this server has applied that far, and is answered from the local state.
+A linearizable read waits for a READ INDEX: a commit index that a leader had after the read arrived,
+confirmed by a majority in a round that began after it arrived. All reads of one turn share one
+token, so one round. Then, like every other read, it waits until this server has applied that far,
+and is answered from the local state.
 
-A lease read is answered at once while the lease holds, checked AFTER the evaluation, so that a pause between the check and the
-read cannot hide (bugs: etcd #20418); without a lease it becomes a linearizable read.
+A lease read is answered at once while the lease holds, checked AFTER the evaluation, so that a
+pause between the check and the read cannot hide (bugs: etcd #20418); without a lease it becomes a
+linearizable read.
 
 A sequential read waits only for what its own session has seen and done.
 """
@@ -58,6 +60,7 @@ class ReadDesk:
     _token: int = 0
 
     def waiting(self) -> int:
+        """How many reads wait here."""
         rounds = sum(map(len, self.rounds.values()))
         return len(self.unconfirmed) + rounds + len(self._confirmed) + len(self._behind)
 

@@ -1,22 +1,28 @@
 """What a server does with everything that arrived in one turn of its loop.
 
-Pure: no I/O, no clock, no randomness of its own, no threads. `core/server.py` drives it with real links, files and clocks; the
-simulator drives it with none. Whoever drives it hands in inputs (`peer_frame`, `client_frames`, `durable`, ...) and then calls
-`turn(now)` once for all of them; what should happen leaves through three small ports: links, peers, storage.
+Pure: no I/O, no clock, no randomness of its own, no threads. `core/server.py` drives it with real
+links, files and clocks; the simulator drives it with none. Whoever drives it hands in inputs
+(`peer_frame`, `client_frames`, `durable`, ...) and then calls `turn(now)` once for all of them;
+what should happen leaves through three small ports: links, peers, storage.
 
-    inputs of one turn -> route (propose, or forward to the leader) -> raft.ready(): messages, writes
-                       -> apply what is committed -> results and events, one write per connection -> reads
+    inputs of one turn -> route (propose, or forward to the leader) -> raft.ready(): messages,
+    writes
+                       -> apply what is committed -> results and events, one write per connection ->
+                       reads
 
-Everything is handled in bulk: a turn with a hundred commands costs about what a turn with one costs, plus the commands' own
-work. Nothing here awaits, so nothing is ever half-changed between two inputs.
+Everything is handled in bulk: a turn with a hundred commands costs about what a turn with one
+costs, plus the commands' own work. Nothing here awaits, so nothing is ever half-changed between two
+inputs.
 
-The connected server alone speaks to its client: it answers a command when it has applied the entry itself, whoever leads. So no
-answer travels between servers, and the order of delivery is the order of the log.
+The connected server alone speaks to its client: it answers a command when it has applied the entry
+itself, whoever leads. So no answer travels between servers, and the order of delivery is the order
+of the log.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 import attrs
@@ -25,19 +31,27 @@ from folkmoot.core.batch import COMMANDS_HEADER, Batch, Group, Kind
 from folkmoot.core.config import NodeConfig
 from folkmoot.core.connection import ClientConnection
 from folkmoot.core.errors import Overloaded, RemoteProtocolError, SequenceGap, Unavailable
+from folkmoot.core.forwarding import (
+    FORWARD,
+    decode_consensus,
+    decode_forward,
+    encode_consensus,
+    encode_forward,
+)
 from folkmoot.core.front import Front
 from folkmoot.core.intake import Intake
 from folkmoot.core.multiplexer import Applied, Multiplexer
-from folkmoot.core.forwarding import FORWARD, decode_forward, encode_forward
 from folkmoot.core.raft import Raft, Ready, Role, Write
-from folkmoot.core.raft.messages import decode_message, encode_message
 from folkmoot.core.reading import ReadDesk
 from folkmoot.core.requests import FrameType
 from folkmoot.core.sessions import decode_keep_alive, encode_expire, encode_keep_alive
 from folkmoot.core.types import NodeId
 
 APPLY_BYTES_PER_TURN = 1 << 20
-"""A turn applies about this much, so that catching up never starves heartbeats (bugs: LogCabin #161)."""
+"""A turn applies about this much, so that catching up never starves heartbeats (bugs.
+
+LogCabin #161).
+"""
 
 _NOT_CONSUMED = frozenset({SequenceGap.code, Overloaded.code})
 """Answers that leave the sequence unused: the commands are routed again rather than answered."""
@@ -46,14 +60,24 @@ _NOT_CONSUMED = frozenset({SequenceGap.code, Overloaded.code})
 class StoragePort(Protocol):
     """Where writes go. Completion comes back as `Replica.durable(number)`."""
 
-    def submit(self, writes: Sequence[Write]) -> None: ...
-    def read(self, first_index: int, bytes_max: int) -> list[Batch]: ...
+    def submit(self, writes: Sequence[Write]) -> None:
+        """Write these, after all that came before."""
+
+    def read(self, first_index: int, bytes_max: int) -> list[Batch]:
+        """Batches from the one that holds `first_index`."""
+
+    def status(self) -> dict[str, Any]:
+        """Plain data for operators."""
 
 
 class PeerPort(Protocol):
-    """Where frames for other members go. Never blocks; a frame for a member that is away is dropped."""
+    """Where frames for other members go. Never blocks.
 
-    def send(self, node_id: NodeId, data: bytes) -> None: ...
+    A frame for a member that is away is dropped.
+    """
+
+    def send(self, node_id: NodeId, data: bytes) -> None:
+        """Send whole frames."""
 
 
 @attrs.define
@@ -112,6 +136,8 @@ class Replica:
         self._due = self.started_at
         self._expiry_hold_until = 0
         self._more_to_apply = False
+        self._applicable = 0
+        """Committed, and durable here."""
 
     # inputs
 
@@ -120,7 +146,7 @@ class Replica:
         if frame_type == FORWARD:
             self._take_forwarded(decode_forward(body))
         else:
-            self.raft.step(sender, decode_message(frame_type, body), now)
+            self.raft.step(sender, decode_consensus(frame_type, body), now)
 
     def peer_up(self, node_id: NodeId) -> None:
         """A link to a member came up: what was forwarded over the old one may be lost."""
@@ -142,7 +168,9 @@ class Replica:
         token = self.reads.begin_round() if raft.leader is not None else None
         if token is not None:
             raft.read_index(token, now)
-        self._take_effects(raft.ready())
+        ready = raft.ready()
+        if ready:
+            self._take_effects(ready)
         self._apply_committed(now)
         if raft.leader != self._told_leader:
             self._tell_leader()
@@ -155,7 +183,9 @@ class Replica:
         self._due = self._deadline(now)
 
     def deadline(self) -> float:
-        """When `turn` must be called next even if nothing arrives (seconds on the caller's clock)."""
+        """When `turn` must be called next even if nothing arrives (seconds on the caller's
+        clock).
+        """
         return self._due
 
     def _deadline(self, now: float) -> float:
@@ -167,11 +197,13 @@ class Replica:
             due = min(due, retry)
         at = self._next_log_event() if self.raft.is_leader_ready else None
         if at is not None:
-            due = min(due, now + max((at - self.raft.log_time_at(now)) / 1000, 0.001))
+            due = min(due, now + max((at - self.raft.leader_time(now)) / 1000, 0.001))
         return due
 
     def _next_log_event(self) -> int | None:
-        """The log time at which a leader must propose a tick or an expiry that is not in the log yet."""
+        """The log time at which a leader must propose a tick or an expiry that is not in the log
+        yet.
+        """
         times = []
         deadline = self.multiplexer.next_deadline()
         if deadline is not None and deadline > self.raft.log_time:
@@ -182,16 +214,20 @@ class Replica:
         return min(times, default=None)
 
     def _notice_stall(self, now: float) -> None:
-        """A leader that stood still gives its sessions the lost time first: their signs of life wait in its sockets."""
+        """A leader that stood still gives its sessions the lost time first.
+
+        Their signs of life wait in its sockets.
+        """
         late = now - self._due
-        if late > self.config.raft.election_timeout_s / 2:
+        if late > self.config.raft.election_timeout_s / 2 and self.raft.role is Role.LEADER:
             self.counts.stalls += 1
-            hold = self.raft.log_time_at(now) + int(late * 1000)
+            hold = self.raft.leader_time(now) + int(late * 1000)
             self._expiry_hold_until = max(self._expiry_hold_until, hold)
 
     def _take_effects(self, ready: Ready) -> None:
+        self._applicable = ready.commit_index
         for node_id, message in ready.messages:
-            self.peers.send(node_id, encode_message(message))
+            self.peers.send(node_id, encode_consensus(message))
         if ready.writes:
             self.storage.submit(ready.writes)
         for read in ready.log_reads:
@@ -227,18 +263,16 @@ class Replica:
             self.peers.send(leader, encode_forward(groups))
 
     def _lead(self, now: float) -> None:
-        """Gather everything that came for the log in this turn into as few batches as the limits allow."""
+        """Gather everything that came for the log in this turn into as few batches as the limits
+        allow.
+        """
         groups: list[Group] = []
         keep_alives = self._keep_alives + self.intake.take_keep_alives()
         self._keep_alives = []
         if keep_alives:
             groups.append(encode_keep_alive(keep_alives))
-        for group in self._take_all_forwarded():
-            if self._in_order(group):
-                groups.append(group)
-        for group in self.intake.take((self.raft.term, self.node_id), now):
-            if self._in_order(group):
-                groups.append(group)
+        fresh = self.intake.take((self.raft.term, self.node_id), now)
+        groups.extend(filter(self._in_order, chain(self._take_all_forwarded(), fresh)))
         due = self._due_entries(now, bool(groups))
         groups.extend(due)
         if groups:
@@ -247,10 +281,12 @@ class Replica:
             self._expiry_proposed_to = self.raft.last_index
 
     def _in_order(self, group: Group) -> bool:
-        """Whether a group may be proposed now: a session's commands go into the log in the order of their sequences.
+        """Whether a group may be proposed now: a session's commands go into the log in the order of
+        their sequences.
 
-        What comes early is dropped: links are in order and the sender routes everything again, so a gap means that something
-        before it was lost on the way. Apply checks again on every server; this only keeps useless entries out of the log.
+        What comes early is dropped: links are in order and the sender routes everything again, so a
+        gap means that something before it was lost on the way. Apply checks again on every server;
+        this only keeps useless entries out of the log.
         """
         if group.kind != Kind.COMMANDS:
             return True
@@ -266,15 +302,24 @@ class Replica:
         return True
 
     def _due_entries(self, now: float, anything_else: bool) -> list[Group]:
-        """Session expiries that are due, and a tick where a deadline is due and no entry carries time past it."""
-        log_now = self.raft.log_time_at(now)
+        """Session expiries that are due, and a tick where a deadline is due and no entry carries
+        time past it.
+        """
+        log_now = self.raft.leader_time(now)
         groups = []
         expiry = self.multiplexer.next_expiry()
         in_flight = self.multiplexer.index < self._expiry_proposed_to
         if expiry is not None and not in_flight and max(expiry, self._expiry_hold_until) <= log_now:
-            groups = [encode_expire(session_id) for session_id in self.multiplexer.due_sessions(log_now)]
+            groups = [
+                encode_expire(session_id) for session_id in self.multiplexer.due_sessions(log_now)
+            ]
         due = self.multiplexer.next_deadline()
-        if due is not None and self.raft.log_time < due <= log_now and not groups and not anything_else:
+        if (
+            due is not None
+            and self.raft.log_time < due <= log_now
+            and not groups
+            and not anything_else
+        ):
             groups.append(Group(Kind.TICK, 1, b""))
         return groups
 
@@ -289,7 +334,8 @@ class Replica:
             try:
                 self.raft.propose(groups[at:end], now)
             except (Overloaded, Unavailable):
-                # Everything refused here is outstanding on the server that it came from, which routes it again.
+                # Everything refused here is outstanding on the server that it came from, which
+                # routes it again.
                 self.counts.groups_dropped += len(groups) - at
                 self._next_sequence.clear()
                 return
@@ -304,14 +350,19 @@ class Replica:
                 self._forwarded.append(group)
                 self._forwarded_bytes += len(group.payload)
             else:
-                raise RemoteProtocolError(f"a member forwarded a group of kind {group.kind}, which only a leader makes")
+                raise RemoteProtocolError(
+                    f"a member forwarded a group of kind {group.kind}, which only a leader makes"
+                )
 
     def _take_all_forwarded(self) -> list[Group]:
         groups, self._forwarded, self._forwarded_bytes = self._forwarded, [], 0
         return groups
 
     def _trim_forwarded(self) -> None:
-        """A leader that is not ready keeps what is forwarded to it, up to a limit; what it drops comes again."""
+        """A leader that is not ready keeps what is forwarded to it, up to a limit.
+
+        What it drops comes again.
+        """
         if self._forwarded_bytes > self.config.limits.pending_bytes_max:
             self.counts.groups_dropped += len(self._take_all_forwarded())
 
@@ -319,7 +370,7 @@ class Replica:
 
     def _apply_committed(self, now: float) -> None:
         """Apply what is committed and durable here, at most so much that the turn stays short."""
-        commit_index = self.raft.applicable_index
+        commit_index = self._applicable
         applied_bytes = 0
         self._more_to_apply = False
         while self.multiplexer.index < commit_index:
@@ -339,7 +390,8 @@ class Replica:
         if batch is not None:
             return [batch]
         found = self.storage.read(first, APPLY_BYTES_PER_TURN)
-        assert found and found[0].first_index == first, f"the log has no batch at {first}, committed is {commit_index}"
+        assert found, f"the log has no batch at {first}, committed is {commit_index}"
+        assert found[0].first_index == first, f"batch {found[0].first_index} for index {first}"
         return [batch for batch in found if batch.last_index <= commit_index]
 
     def _tell(self, applied: Applied, now: float) -> None:
@@ -347,7 +399,9 @@ class Replica:
         for results in applied.results:
             if results.errors is not None and results.errors[0][1] in _NOT_CONSUMED:
                 self.intake.route_again(results.session_id, now)
-            elif self.intake.answered(results.session_id, results.first_sequence, len(results.values), now):
+            elif self.intake.answered(
+                results.session_id, results.first_sequence, len(results.values), now
+            ):
                 front.by_session[results.session_id].results.append(results)
                 front.touched(results.session_id)
         for session_id in applied.dirty:
@@ -375,5 +429,8 @@ class Replica:
         return leader, self.raft.configuration.members[leader][1]
 
     def add_connection(self, connection: ClientConnection) -> None:
-        """A client connected; it has `hello_timeout_s` to say who it is (the server's to enforce)."""
+        """A client connected.
+
+        It has `hello_timeout_s` to say who it is (the server's to enforce).
+        """
         self.front.connections.add(connection)

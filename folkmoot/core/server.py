@@ -1,15 +1,19 @@
 """The server's loop: it feeds `core/replica.py` with what arrives and carries out what it says.
 
-One task owns the replica. Everybody else (links, the storage's worker thread, timers) puts inputs into the inbox and wakes it; it
-takes all of them at once and does one turn. Nothing in a turn awaits.
+One task owns the replica. Everybody else (links, the storage's worker thread, timers) puts inputs
+into the inbox and wakes it; it takes all of them at once and does one turn. Nothing in a turn
+awaits.
 
     wait -> turn: inbox, timers -> messages, writes, answers
-         -> writes done here and now when the disk is quick and nothing else waits (else by the worker thread) -> turn
+         -> writes done here and now when the disk is quick and nothing else waits (else by the
+         worker thread) -> turn
 
-PERSIST BEFORE YOU SPEAK (§3.8): consensus holds back what must not leave before a write is durable. What may leave before it
-(a leader's appends, §10.2.1) is handed to the kernel before an inline sync begins.
+PERSIST BEFORE YOU SPEAK (§3.8): consensus holds back what must not leave before a write is durable.
+What may leave before it (a leader's appends, §10.2.1) is handed to the kernel before an inline sync
+begins.
 
-A failed write or sync, or a machine that raised, stops the server: `run` raises, and nothing more is acknowledged.
+A failed write or sync, or a machine that raised, stops the server: `run` raises, and nothing more
+is acknowledged.
 """
 
 from __future__ import annotations
@@ -27,19 +31,20 @@ import anyio.lowlevel
 import attrs
 from anyio.abc import TaskStatus
 
-from folkmoot.core.batch import Batch
 from folkmoot.core.config import Member, NodeConfig
 from folkmoot.core.connection import ClientConnection
+from folkmoot.core.disk import DiskDriver
 from folkmoot.core.errors import FolkmootError, Overloaded, RemoteProtocolError
 from folkmoot.core.forwarding import check_peer_hello
 from folkmoot.core.machine import Registry
 from folkmoot.core.multiplexer import Multiplexer
 from folkmoot.core.peer import PEER_FRAME_BYTES_MAX, Peers
-from folkmoot.core.raft import Configuration, HardState, Raft, Role, Write
+from folkmoot.core.raft import Configuration, HardState, Raft, Role
 from folkmoot.core.raft.log import LogView
 from folkmoot.core.replica import Replica
 from folkmoot.core.requests import PROTOCOL_VERSION, FrameType, encode
-from folkmoot.core.storage import Files, Identity, LogStore, StorageWriter
+from folkmoot.core.storage.files import Files
+from folkmoot.core.storage.log_store import Identity, LogStore
 from folkmoot.core.types import NodeId
 from folkmoot.core.wakeup import Wakeup
 from folkmoot.transport.codec import pack, unpack
@@ -47,18 +52,28 @@ from folkmoot.transport.link import Link, Listener, Receiver, Transport
 
 log = logging.getLogger("folkmoot.server")
 
+IDLE_S = 10.0
+"""The loop turns at least this often, whatever its timers say."""
 STOP_TIMEOUT_S = 5.0
 """A graceful stop takes no longer: what is not finished then is cut off."""
 
 
 def boot_clock() -> float:
-    """Seconds on a monotonic clock that also counts time in suspension, where the system has one."""
+    """Seconds on a monotonic clock that also counts time in suspension, where the system has
+    one.
+    """
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def cluster_id_of(cluster: str, members: Sequence[Member]) -> bytes:
-    """The id that guards every connection: equal only for the same cluster name and the same first members."""
-    first = [[member.node_id, member.peer_address] for member in sorted(members, key=lambda member: member.node_id)]
+    """The id that guards every connection.
+
+    Equal only for the same cluster name and the same first members.
+    """
+    first = [
+        [member.node_id, member.peer_address]
+        for member in sorted(members, key=lambda member: member.node_id)
+    ]
     return hashlib.sha256(pack(["folkmoot", cluster, first])).digest()[:16]
 
 
@@ -71,71 +86,10 @@ class LoopTimes:
     turns: int = 0
 
     def add(self, elapsed_s: float) -> None:
+        """Count one turn."""
         self.turns += 1
         self.busy_s += elapsed_s
         self.longest_s = max(self.longest_s, elapsed_s)
-
-
-class DiskDriver:
-    """Where the replica's writes go: inline while the disk is quick and idle, else to the worker thread.
-
-    - Writes keep their order: nothing is done inline while the worker has any.
-    """
-
-    def __init__(self, store: LogStore, wakeup: Wakeup, inline_max_s: float) -> None:
-        self.store = store
-        self.inline: list[Write] = []
-        self.failure: BaseException | None = None
-        self.done: deque[int] = deque()
-        self._submitted = 0
-        self._finished = 0
-        self._inline_max_s = inline_max_s
-        self._wakeup = wakeup
-        self._writer = StorageWriter(store, on_durable=self._on_durable, on_error=self._on_error)
-        self.crowded = False
-        """Whether the loop has other work waiting, so that a sync of its own would hold it up."""
-
-    def submit(self, writes: Sequence[Write]) -> None:
-        quick = self._writer.sync_ewma_s <= self._inline_max_s
-        if quick and not self.crowded and self._submitted == self._finished:
-            self.inline.extend(writes)
-        else:
-            self._writer.submit([*self.inline, *writes])
-            self.inline.clear()
-            self._submitted = writes[-1].number
-
-    def sync_inline(self) -> int:
-        """Write and sync what was kept for here; the number that is durable now."""
-        writes, self.inline = self.inline, []
-        number = self._writer.write_inline(writes)
-        self._submitted = self._finished = number
-        return number
-
-    def read(self, first_index: int, bytes_max: int) -> list[Batch]:
-        return self.store.read(first_index, bytes_max)
-
-    def status(self) -> dict[str, Any]:
-        return {**self.store.status(), **self._writer.status()}
-
-    def take_done(self) -> int | None:
-        """The highest number that the worker has made durable since the last call."""
-        number = None
-        while self.done:
-            number = self.done.popleft()
-            self._finished = number
-        return number
-
-    def close(self) -> None:
-        self._writer.close()
-        self.store.close()
-
-    def _on_durable(self, number: int, elapsed_s: float) -> None:
-        self.done.append(number)
-        self._wakeup.set_from_thread()
-
-    def _on_error(self, error: BaseException) -> None:
-        self.failure = error
-        self._wakeup.set_from_thread()
 
 
 @attrs.define(eq=False)
@@ -200,20 +154,27 @@ class Server:
         self._ungreeted: deque[_ClientReceiver | _PeerReceiver] = deque()
         self._ups: list[NodeId] = []
         self._stopping = False
+        self._stop_by = 0.0
         self._stopped = anyio.Event()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Recover, listen and serve. Returns after `stop`; raises StorageError or MachineFault when the server must stop."""
+        """Recover, listen and serve. Returns after `stop`.
+
+        Raises StorageError or MachineFault when the server must stop.
+        """
         self.wakeup = Wakeup()
         self._recover()
         listeners: list[Listener] = []
         try:
             async with anyio.create_task_group() as tasks:
                 listeners.extend(await self._listen())
-                self.peers_task(tasks)
+                self._keep_peers(tasks)
                 task_status.started()
                 await self._loop()
                 tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            # The loop and the links to members are the only tasks; one failure is the whole story.
+            raise group.exceptions[0] if len(group.exceptions) == 1 else group from None
         finally:
             with anyio.CancelScope(shield=True):
                 for listener in listeners:
@@ -225,21 +186,23 @@ class Server:
     def _recover(self) -> None:
         config = self.config
         members = config.members or (config.member(),)
-        configuration = Configuration.bootstrap(
-            {member.node_id: (member.peer_address, member.client_address) for member in members}
+        configuration = Configuration.bootstrap(members)
+        identity = Identity(
+            cluster_id_of(config.cluster, members), config.node_id, pack(configuration.encode())
         )
-        identity = Identity(cluster_id_of(config.cluster, members), config.node_id, pack(configuration.encode()))
         store = LogStore.open(self._files, config.storage, identity)
         self.disk = DiskDriver(store, self.wakeup, config.storage.inline_sync_max_s)
-        configuration = Configuration.decode(unpack(store.identity.bootstrap))
-        term, voted_for = store.hard_state
+        configuration = Configuration.decode(unpack(store.identity.bootstrap), 0)
+        voted_for = store.hard_state.voted_for
         self.peers = Peers(self.transport, self.rng, self._peer_up)
         raft = Raft(
             node_id=config.node_id,
             config=config.raft,
             configuration=configuration,
-            hard_state=HardState(term, voted_for),
-            log=LogView.recovered(0, 0, store.batches(), config.raft.cache_bytes),
+            hard_state=HardState(
+                store.hard_state.term, None if voted_for is None else NodeId(voted_for)
+            ),
+            log=LogView.recovered(0, 0, store.batches(), cache_bytes=config.raft.cache_bytes),
             rng=self.rng,
             now=self.clock(),
         )
@@ -261,18 +224,20 @@ class Server:
         config, limits = self.config, self.config.limits
         own = self.replica.raft.configuration.members[config.node_id]
         clients = await self.transport.listen(
-            config.client_listen or own[1], self._accept_client, frame_bytes_max=limits.frame_bytes_max
+            config.client_listen or own[1],
+            self._accept_client,
+            frame_bytes_max=limits.hello_bytes_max,
         )
         self.client_address = clients.address
         if len(self.replica.raft.configuration.members) == 1:
             return [clients]
         peers = await self.transport.listen(
-            config.peer_listen or own[0], self._accept_peer, frame_bytes_max=PEER_FRAME_BYTES_MAX
+            config.peer_listen or own[0], self._accept_peer, frame_bytes_max=limits.hello_bytes_max
         )
         self.peer_address = peers.address
         return [clients, peers]
 
-    def peers_task(self, tasks: anyio.abc.TaskGroup) -> None:
+    def _keep_peers(self, tasks: anyio.abc.TaskGroup) -> None:
         """Start keeping links to the other members."""
         addresses = {
             node_id: member[0]
@@ -288,7 +253,11 @@ class Server:
         receiver = _ClientReceiver(self, connection, self.clock())
         limit = self.config.limits.connections_max
         if len(self.replica.front.connections) >= limit or self._stopping:
-            why = "this server is stopping" if self._stopping else f"{limit} clients are connected, the limit"
+            why = (
+                "this server is stopping"
+                if self._stopping
+                else f"{limit} clients are connected, the limit"
+            )
             self.replica.front.refuse(connection, Overloaded(why))
         else:
             self.replica.add_connection(connection)
@@ -317,11 +286,14 @@ class Server:
     # the loop
 
     async def _loop(self) -> None:
-        while not (self._stopping and self._may_stop()):
-            await self.wakeup.wait(max(self.replica.deadline() - self.clock(), 0.0))
+        while True:
+            await self.wakeup.wait(min(max(self.replica.deadline() - self.clock(), 0.0), IDLE_S))
+            if self._stopping and self._may_stop():
+                return
             self._turn()
             while self.disk.inline:
-                # What this turn sent leaves first (§10.2.1); then this task alone goes on with the disk.
+                # What this turn sent leaves first (§10.2.1); then this task alone goes on with the
+                # disk.
                 await anyio.lowlevel.checkpoint()
                 number = self.disk.sync_inline()
                 self.replica.durable(number, self.clock())
@@ -370,8 +342,15 @@ class Server:
         receiver.node_id = check_peer_hello(
             body, cluster_id=replica.cluster_id, node_id=self.config.node_id, members=members
         )
+        receiver.link.frame_bytes_max = PEER_FRAME_BYTES_MAX
         receiver.link.send(
-            encode(FrameType.WELCOME, PROTOCOL_VERSION, replica.cluster_id, self.config.node_id, *replica.leader_fields())
+            encode(
+                FrameType.WELCOME,
+                PROTOCOL_VERSION,
+                replica.cluster_id,
+                self.config.node_id,
+                *replica.leader_fields(),
+            )
         )
 
     def _take_clients(self, now: float) -> None:
@@ -388,35 +367,44 @@ class Server:
         timeout_s = self.config.limits.hello_timeout_s
         while self._ungreeted:
             oldest = self._ungreeted[0]
-            greeted = oldest.connection.greeted if isinstance(oldest, _ClientReceiver) else bool(oldest.node_id)
+            greeted = (
+                oldest.connection.greeted
+                if isinstance(oldest, _ClientReceiver)
+                else bool(oldest.node_id)
+            )
             if not greeted and now - oldest.since < timeout_s:
                 break
             self._ungreeted.popleft()
             if not greeted:
-                link = oldest.connection.link if isinstance(oldest, _ClientReceiver) else oldest.link
+                link = (
+                    oldest.connection.link if isinstance(oldest, _ClientReceiver) else oldest.link
+                )
                 link.close(f"no HELLO within {timeout_s} s")
 
     # stopping
 
     async def stop(self) -> None:
-        """Stop gracefully: hand leadership over, finish what is under way, flush, close. Bounded by STOP_TIMEOUT_S."""
-        self._stop_by = self.clock() + STOP_TIMEOUT_S
-        replica = self.replica
-        if replica.raft.role is Role.LEADER and len(replica.raft.configuration.voters) > 1:
-            try:
-                replica.raft.transfer_leadership(None, self.clock())
-            except FolkmootError as error:
-                log.info("stopping without handing leadership over: %s", error)
-        self._stopping = True
-        self.wakeup.set()
+        """Stop gracefully: hand leadership over, finish what is under way, flush, close.
+
+        Bounded by STOP_TIMEOUT_S; repeating it is allowed.
+        """
+        if not self._stopping:
+            self._stopping = True
+            self._stop_by = self.clock() + STOP_TIMEOUT_S
+            self.wakeup.set()
         await self._stopped.wait()
 
     def _may_stop(self) -> bool:
-        if self.clock() >= self._stop_by:
+        """Whether nobody is left to hand leadership to, or it has been handed over."""
+        now, raft = self.clock(), self.replica.raft
+        if raft.role is not Role.LEADER or now >= self._stop_by:
             return True
-        raft = self.replica.raft
-        alone = len(raft.configuration.voters) == 1
-        return (alone or raft.role is not Role.LEADER) and not self.disk.inline
+        try:
+            raft.transfer_leadership(None, now)
+        except FolkmootError as error:
+            log.info("stopping without handing leadership over: %s", error)
+            return True
+        return False
 
     def status(self) -> dict[str, Any]:
         """This server's status, as the admin operation of that name gives it."""

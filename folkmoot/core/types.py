@@ -21,7 +21,10 @@ def seconds(duration: Duration) -> float:
 
 
 NodeId = NewType("NodeId", int)
-"""A member's stable id, a positive integer. Never an address, never used again for another member."""
+"""A member's stable id, a positive integer.
+
+Never an address, never used again for another member.
+"""
 
 SessionId = NewType("SessionId", int)
 """The index of the entry that opened the session."""
@@ -46,7 +49,10 @@ class ConnectionState(enum.StrEnum):
 
     CONNECTED = "connected"
     SUSPENDED = "suspended"
-    """No contact with a leader: whether grants are still owned is uncertain until the local deadline."""
+    """No contact with a leader.
+
+    Whether grants are still owned is uncertain until the local deadline.
+    """
     EXPIRED = "expired"
     """The session has ended, or may have: every grant of it is lost."""
     CLOSED = "closed"
