@@ -1,0 +1,481 @@
+"""One test per sentence of the dissertation about the log and its commitment.
+
+§3.5 to §3.7, §10.2.1; and what surrounds them here: windows, limits, log time, learners.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from folkmoot.core.batch import Batch, Kind
+from folkmoot.core.config import RaftConfig
+from folkmoot.core.errors import NotLeader, Overloaded, RemoteProtocolError
+from folkmoot.core.raft import Append, AppendReply, Configuration, HardState, Role
+from folkmoot.core.raft.trace import ProgressChanged
+from folkmoot.core.types import NodeId
+from tests.core.raft.network import Network, command, voters
+from tests.core.raft.single import Single, append, batches, to
+
+T = 0.5
+
+
+def in_office(**options: object) -> Single:
+    server = Single(**options)  # type: ignore[arg-type]
+    server.lead_in_office()
+    return server
+
+
+# -- §3.5 log replication ----------------------------------------------------------------------
+
+
+def test_3_5_a_leader_appends_and_sends_to_all_others_in_parallel() -> None:
+    server = in_office()
+    batch = server.propose("a", "b")
+    sent = server.turn()
+    for peer in (2, 3):
+        assert [m.batches for m in to(peer, sent, Append)] == [[batch]]
+    assert (batch.first_index, batch.last_index, batch.term) == (2, 3, 1)
+
+
+def test_3_5_all_that_is_proposed_in_one_turn_leaves_as_one_append_per_follower() -> None:
+    server = in_office()
+    made = [server.propose(f"x{i}") for i in range(20)]
+    sent = server.turn()
+    assert len(sent) == 2
+    assert to(2, sent, Append)[0].batches == made
+
+
+def test_3_5_an_entry_is_committed_once_a_majority_has_it() -> None:
+    server = in_office(configuration=voters(1, 2, 3, 4, 5))
+    server.propose("a")
+    server.turn()
+    server.acknowledge(2)
+    assert server.raft.commit_index == 1
+    server.acknowledge(3)
+    assert server.raft.commit_index == 2
+
+
+def test_3_5_a_leader_retries_indefinitely_until_all_store_all() -> None:
+    network = Network(3)
+    leader = network.run_until_led()
+    slow = next(n for n in network.nodes if n != leader)
+    network.partition([n for n in network.nodes if n != slow])
+    for i in range(30):
+        network.propose(leader, f"x{i}")
+    network.run(5.0)
+    network.heal()
+    network.run(2.0)
+    assert network.nodes[slow].applied == [f"x{i}" for i in range(30)]
+
+
+def test_3_5_later_appends_and_heartbeats_tell_the_commit_index() -> None:
+    server = in_office()
+    server.propose("a")
+    server.turn()
+    server.acknowledge(2)
+    server.propose("b")
+    assert [m.commit_index for m in to(3, server.turn(), Append)] == [2]
+    server.acknowledge(2)
+    assert [m.commit_index for m in to(3, server.wait(0.1), Append)] == [3]
+
+
+def test_3_5_a_follower_refuses_an_append_whose_predecessor_it_does_not_have() -> None:
+    server = Single(log=batches((1, 2)), term=1)
+    reply = server.ask(2, append(1, (5, 1), (1, 1)), AppendReply)
+    assert (reply.success, reply.conflict_index, reply.conflict_term) == (False, 3, 0)
+    assert server.raft.last_index == 2
+
+
+def test_3_5_a_conflict_names_its_term_and_the_first_index_of_it() -> None:
+    server = Single(log=batches((1, 2), (2, 1), (2, 3)), term=3)
+    reply = server.ask(2, append(3, (6, 3)), AppendReply)
+    assert (reply.success, reply.conflict_index, reply.conflict_term) == (False, 3, 2)
+
+
+def test_3_5_a_leader_forces_followers_logs_to_duplicate_its_own() -> None:
+    server = Single(log=batches((1, 2), (2, 1), (2, 3)), term=2)
+    server.step(2, append(3, (2, 1), (3, 2)))
+    assert server.raft.last_index == 4
+    assert server.writes[-1].truncate_after == 2
+    assert [b.term for b in server.writes[-1].batches] == [3]
+
+
+def test_3_5_a_leader_skips_a_whole_conflicting_term_in_one_round_trip() -> None:
+    """Figure 3.6 (f): terms 2 and 3 on the follower only; two probes, not nine."""
+    server = Single(log=batches((1, 3), (4, 2), (5, 2), (6, 3)), term=6)
+    first = to(2, server.lead(), Append)
+    assert first[0].prev_index == 10
+    sent = to(2, server.refuse(2, 10, 7, 3), Append)
+    assert sent[0].prev_index == 5  # where a batch ends, not past 6
+    sent = to(2, server.refuse(2, 5, 4, 2), Append)
+    assert (sent[0].prev_index, sent[0].prev_term) == (3, 1)
+
+
+def test_3_5_a_term_that_the_leader_has_as_well_is_not_skipped() -> None:
+    server = Single(log=batches((1, 2), (2, 2), (3, 2)), term=3)
+    server.lead()
+    sent = to(2, server.refuse(2, 6, 2, 2), Append)
+    assert (sent[0].prev_index, sent[0].prev_term) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    "follower_terms",
+    [
+        "111445566",  # (a): misses one
+        "1114",  # (b)
+        "11144556666",  # (c): one too many
+        "111445566677",  # (d)
+        "1114444",  # (e)
+        "11122233333",  # (f)
+    ],
+    ids="abcdef",
+)
+def test_3_5_figure_3_6_every_follower_is_brought_into_line(
+    follower_terms: str,
+) -> None:
+    mine, theirs = (
+        batches(*[(int(term), 1) for term in terms]) for terms in ("1114455666", follower_terms)
+    )
+    network = Network(
+        3,
+        logs={1: mine, 2: theirs, 3: mine},
+        hard_states={n: HardState(8) for n in (1, 2, 3)},
+    )
+    network.elect(1)
+    network.run(1.0)
+    assert network.nodes[2].disk.batches == network.nodes[1].disk.batches
+    network.check_logs()
+
+
+# -- §3.6 safety -------------------------------------------------------------------------------
+
+
+def test_3_6_2_an_entry_of_an_earlier_term_is_committed_only_through_one_of_the_own() -> None:
+    server = Single(term=1, log=batches((1, 4)), configuration=voters(1, 2, 3))
+    server.lead()
+    server.acknowledge(2, 4)
+    assert server.raft.commit_index == 0
+    server.acknowledge(2, 5)
+    assert server.raft.commit_index == 5
+
+
+def test_6_4_a_leader_starts_its_term_with_an_entry_of_its_own() -> None:
+    server = Single(term=4, log=batches((4, 2)))
+    (first,) = to(2, server.lead(), Append)
+    (batch,) = first.batches
+    assert (batch.term, batch.first_index, batch.groups[0].kind) == (5, 3, Kind.INITIALIZE)
+    assert not server.raft.is_leader_ready
+    server.acknowledge(2)
+    assert server.raft.is_leader_ready
+
+
+def test_3_2_leader_append_only() -> None:
+    network = Network(3)
+    leader = network.run_until_led()
+    for i in range(20):
+        network.propose(leader, f"x{i}")
+        network.run(0.05)
+    assert all(w.truncate_after is None for w in network.nodes[leader].disk.pending)
+
+
+def test_3_7_appends_are_idempotent() -> None:
+    server = Single(term=1)
+    message = append(1, (0, 0), (1, 2), (1, 3), commit=2)
+    first = server.ask(2, message, AppendReply)
+    writes = len(server.writes)
+    again = server.ask(2, message, AppendReply)
+    assert (again.success, again.match_index) == (True, first.match_index) == (True, 5)
+    assert len(server.writes) == writes
+
+
+# -- §10.2.1 writing in parallel ---------------------------------------------------------------
+
+
+def test_10_2_1_appends_leave_before_the_leaders_own_disk_has_them() -> None:
+    server = in_office()
+    server.disk_is_held = True
+    server.propose("a")
+    assert len(server.turn()) == 2
+
+
+def test_10_2_1_an_entry_may_commit_before_the_leaders_own_disk_has_it() -> None:
+    server = in_office()
+    server.disk_is_held = True
+    server.propose("a")
+    server.turn()
+    server.acknowledge(2)
+    assert server.raft.commit_index == 1
+    server.acknowledge(3)
+    assert server.raft.commit_index == 2
+    assert server.last.commit_index == 1, "not applied before it is durable here (bug B9)"
+    server.durable()
+    assert server.last.commit_index == 2
+
+
+# -- commit updates ----------------------------------------------------------------------------
+
+
+def test_a_commit_is_told_at_once_only_to_followers_on_which_clients_wait() -> None:
+    server = in_office()
+    server.propose("a")
+    server.turn()
+    sent = server.acknowledge(2, wants_commit=True)
+    assert [m.commit_index for m in to(2, sent, Append)] == [2]
+    assert to(3, sent, Append) == []
+    server.propose("b")
+    server.turn()
+    assert to(2, server.acknowledge(3), Append)[0].commit_index == 3
+
+
+def test_a_follower_says_in_its_replies_that_clients_wait_on_it() -> None:
+    server = Single()
+    server.raft.set_commit_interest(True)
+    assert server.ask(2, append(1), AppendReply).wants_commit
+    server.raft.set_commit_interest(False)
+    assert not server.ask(2, append(1), AppendReply).wants_commit
+
+
+# -- windows and pace --------------------------------------------------------------------------
+
+
+def test_the_window_bounds_the_batches_in_flight() -> None:
+    server = in_office(config=RaftConfig(window_batches=3))
+    for i in range(10):
+        server.propose(f"x{i}")
+    sent = to(2, server.turn(), Append)
+    assert sum(len(m.batches) for m in sent) == 3
+    sent = to(2, server.acknowledge(2, 4), Append)
+    assert [b.last_index for m in sent for b in m.batches] == [5, 6, 7]
+
+
+def test_the_window_bounds_the_bytes_in_flight() -> None:
+    server = in_office(config=RaftConfig(window_bytes=4096))
+    for _ in range(10):
+        server.propose("y" * 1500)
+    sent = to(2, server.turn(), Append)
+    assert 2 <= sum(len(m.batches) for m in sent) <= 3
+
+
+def test_an_append_is_split_at_its_limit() -> None:
+    server = in_office(config=RaftConfig(append_bytes_max=1024))
+    for _ in range(10):
+        server.propose("y" * 300)
+    sent = to(2, server.turn(), Append)
+    assert [len(m.batches) for m in sent] == [2, 2, 2, 2, 2]
+    assert [m.prev_index for m in sent] == [1, 3, 5, 7, 9]
+
+
+@pytest.mark.parametrize("size", [1023, 1024, 1025, 65535, 65536, 65537])
+def test_bug_b13_a_batch_beyond_every_limit_travels_alone(size: int) -> None:
+    config = RaftConfig(append_bytes_max=1024, window_bytes=4096)
+    network = Network(3, config=config)
+    leader = network.run_until_led()
+    network.propose(leader, "z" * size)
+    network.propose(leader, "after")
+    network.run(0.5)
+    assert all(n.applied == ["z" * size, "after"] for n in network.nodes.values())
+
+
+def test_a_probe_is_sent_once_and_then_paced_by_the_heartbeat() -> None:
+    server = Single(log=batches((1, 5)), term=1)
+    server.lead()
+    server.propose("a")
+    assert to(2, server.turn(), Append) == []
+    (probe,) = to(2, server.wait(0.1), Append)
+    assert (probe.prev_index, list(probe.batches)) == (5, [])
+
+
+def test_a_pipeline_without_replies_for_an_election_timeout_becomes_a_probe() -> None:
+    server = in_office()
+    server.propose("a")
+    server.turn()
+    for _ in range(6):
+        server.wait(0.1)
+        server.acknowledge(3)
+    changes = [e for e in server.trace if isinstance(e, ProgressChanged)]
+    assert (changes[-1].peer, changes[-1].state, changes[-1].next_index) == (2, "probe", 2)
+    assert server.raft.status()["progress"][2]["state"] == "probe"
+    server.acknowledge(2, 1)
+    assert server.raft.status()["progress"][2]["state"] == "pipeline"
+
+
+def test_old_batches_are_asked_from_storage_and_sent_when_read() -> None:
+    old = batches(*[(1, 1)] * 8)
+    server = Single(log=old, term=1, config=RaftConfig(cache_bytes=4096))
+    server.raft.log.applied(8)
+    server.raft.log.limit_cache(0)
+    server.lead()
+    server.raft.step(NodeId(2), AppendReply(2, 1, False, 8, 0, 2, 3, 0, False), server.now)
+    ready = server.raft.ready()
+    assert [(r.peer, r.first_index) for r in ready.log_reads] == [(2, 3)]
+    assert to(2, server.wait(0.1), Append)[0].batches == []
+    server.raft.log_read(NodeId(2), old[2:5])
+    assert server.turn() == []  # the heartbeat was this probe's turn
+    sent = to(2, server.acknowledge(2, 2), Append)
+    assert sent == []
+    assert [(r.peer, r.first_index) for r in server.last.log_reads] == [(2, 3)]
+    server.raft.log_read(NodeId(2), old[2:5])
+    assert [m.batches for m in to(2, server.turn(), Append)] == [old[2:5]]
+
+
+def test_batches_read_back_too_late_are_not_sent() -> None:
+    old = batches(*[(1, 1)] * 8)
+    server = Single(log=old, term=1)
+    server.lead_in_office()
+    server.raft.log_read(NodeId(2), old)
+    assert server.turn() == []
+
+
+def test_a_follower_below_the_prefix_is_reported_once_and_kept_in_contact() -> None:
+    server = Single(log=batches((2, 1), after=9), term=2, compaction=(9, 2))
+    server.lead()
+    server.refuse(2, 10, 4)
+    changes = [e for e in server.trace if isinstance(e, ProgressChanged)]
+    assert [(e.peer, e.state) for e in changes] == [(2, "prefix")]
+    (probe,) = to(2, server.wait(0.1), Append)
+    assert (probe.prev_index, probe.prev_term, list(probe.batches)) == (9, 2, [])
+    server.refuse(2, 9, 4)
+    assert len([e for e in server.trace if isinstance(e, ProgressChanged)]) == 1
+    sent = to(2, server.acknowledge(2, 9), Append)
+    assert [b.first_index for m in sent for b in m.batches] == [10, 11]
+
+
+# -- limits and refusals -----------------------------------------------------------------------
+
+
+def test_proposals_are_refused_where_nobody_leads() -> None:
+    server = Single()
+    with pytest.raises(NotLeader, match="no leader is known"):
+        server.propose("x")
+    server.step(2, append(1))
+    with pytest.raises(NotLeader, match="node 2 does"):
+        server.propose("x")
+
+
+def test_proposals_are_refused_beyond_the_uncommitted_bytes() -> None:
+    server = in_office(config=RaftConfig(uncommitted_bytes_max=1 << 16))
+    for _ in range(63):
+        server.propose("x" * 1000)
+    with pytest.raises(Overloaded, match="uncommitted_bytes_max"):
+        server.propose("x" * 1000)
+    server.turn()
+    server.acknowledge(2)
+    server.acknowledge(3)
+    server.propose("x")
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        (Append(5, 2, 1, 0, 1, batches((1, 1), after=3)), "batch from 4 after index 2"),
+        (Append(5, 2, 3, 0, 1, batches((2, 1), after=2)), "batch of term 2 after term 3"),
+        (Append(5, 2, 1, 0, 1, batches((6, 1), after=2)), "batch of term 6"),
+        (Append(5, 2, 6, 0, 1, []), "after an entry of term 6"),
+        (Append(5, 1, 1, 0, 1, []), "inside a batch"),
+        (Append(5, 0, 0, 0, 1, batches((1, 1))), "ends elsewhere"),
+        (
+            Append(5, 2, 1, 0, 1, [*batches((1, 1), after=2, time=9), *batches((1, 1), after=3)]),
+            "log time 0 after 9",
+        ),
+    ],
+)
+def test_bug_b12_an_append_that_no_leader_sends_is_refused_and_changes_nothing(
+    message: Append, why: str
+) -> None:
+    server = Single(log=batches((1, 2)), term=3)
+    before = server.raft.status()
+    with pytest.raises(RemoteProtocolError, match=why):
+        server.step(2, message)
+    assert server.turn() == []
+    assert server.raft.status() == before
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (AppendReply(1, 99, True, 1, 1, 1, 0, 0, False), "round 99 of"),
+        (AppendReply(1, 1, True, 1, 9, 9, 0, 0, False), "match index 9"),
+        (AppendReply(1, 1, False, 0, 0, 0, 1, 0, False), "refuses the empty log"),
+        (AppendReply(1, 1, False, 1, 0, 0, 0, 0, False), "refuses the empty log"),
+    ],
+)
+def test_a_reply_that_no_follower_sends_is_refused(reply: AppendReply, why: str) -> None:
+    server = in_office()
+    with pytest.raises(RemoteProtocolError, match=why):
+        server.step(2, reply)
+
+
+def test_a_match_inside_a_batch_is_refused() -> None:
+    server = in_office()
+    server.propose("a", "b", "c")
+    server.turn()
+    with pytest.raises(RemoteProtocolError, match="inside a batch"):
+        server.acknowledge(2, 3)
+
+
+# -- log time ----------------------------------------------------------------------------------
+
+
+def test_log_time_goes_on_from_the_log_with_the_leaders_own_clock() -> None:
+    server = Single(log=batches((1, 1), time=70_000), term=1)
+    server.lead()
+    started = server.raft.log_time
+    assert started == 70_000, "it stood still while nobody led"
+    server.now += 1.25
+    assert server.raft.leader_time(server.now) == 71_250
+    assert server.propose("x").log_time == 71_250
+    assert server.raft.log_time == 71_250
+
+
+def test_log_time_never_falls_over_elections() -> None:
+    network = Network(3, seed=3)
+    times: list[int] = []
+    for _ in range(4):
+        leader = network.run_until_led()
+        network.run(0.7)
+        times.append(network.propose(leader, "x").log_time)
+        network.settle()
+        network.crash(leader)
+        network.run(3.0)
+        network.restart(leader)
+    assert times == sorted(times)
+    assert times[-1] < network.now * 1000
+
+
+# -- learners and joint configurations ---------------------------------------------------------
+
+
+def test_4_2_1_a_learner_gets_everything_and_counts_for_nothing() -> None:
+    server = in_office(configuration=voters(1, 2, 3, learners=[4, 5]))
+    server.propose("a")
+    sent = server.turn()
+    assert to(4, sent, Append)[0].batches
+    server.acknowledge(4)
+    server.acknowledge(5)
+    assert server.raft.commit_index == 1
+    server.acknowledge(2)
+    assert server.raft.commit_index == 2
+
+
+def test_4_3_a_joint_commit_needs_a_majority_of_both_halves() -> None:
+    both = Configuration(
+        voters=frozenset(map(NodeId, (1, 2, 3))), outgoing=frozenset(map(NodeId, (1, 4, 5)))
+    )
+    server = in_office(configuration=both)
+    server.propose("a")
+    server.turn()
+    server.acknowledge(2)
+    server.acknowledge(3)
+    assert server.raft.commit_index == 1
+    server.acknowledge(4)
+    assert server.raft.commit_index == 2
+
+
+def test_a_batch_is_the_same_bytes_on_every_disk() -> None:
+    network = Network(3)
+    leader = network.run_until_led()
+    made: Batch = network.propose(leader, "one", "two")
+    network.run(0.5)
+    assert all(made in node.disk.batches for node in network.nodes.values())
+    assert network[leader].role is Role.LEADER
+    assert command("one").count == 1
