@@ -57,9 +57,10 @@ COLUMNS = {
 )
 @click.pass_obj
 def bench(options: Options, seconds: float, tasks: int, size_bytes: int) -> int:
-    """Measure the cluster quickly: writes and linearizable reads per second, and how long one takes.
+    """Measure the cluster quickly: writes and reads per second, and how long one takes.
 
-    It writes 1000 keys of a map of its own, "folkmoot-bench", and deletes it again.
+    Reads are linearizable. It writes 1000 keys of a map of its own, "folkmoot-bench", and deletes
+    it again.
     """
     from folkmoot.cli.connect import with_cluster
 

@@ -64,7 +64,11 @@ async def run_guarded(
     """
     before = signals.deliver
     with _terminal_for_child() as hand_over:
-        process = _start(command, variables)
+        try:
+            process = _start(command, variables)
+        except OSError as error:
+            print(f"folkmoot: {command[0]}: {error.strerror}", file=sys.stderr)
+            return ExitCode.NOT_EXECUTABLE
         hand_over(process.pid)
         signals.deliver = lambda number: _signal_group(process, number)
         try:

@@ -5,7 +5,6 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from os.path import commonprefix
 from pathlib import Path
 
 from folkmoot.cli.app import COMMANDS
@@ -21,7 +20,7 @@ BEGIN, END = (
 
 
 def meanings() -> dict[tuple[str, str], str]:
-    """The strings below the fields in core/config.py. One that follows two of a kind is for both."""
+    """The strings below the fields in core/config.py; one below two of a kind is for both."""
     found: dict[tuple[str, str], str] = {}
     tree = ast.parse(Path(config.__file__).read_text())
     for owner in (node for node in tree.body if isinstance(node, ast.ClassDef)):
@@ -33,9 +32,7 @@ def meanings() -> dict[tuple[str, str], str]:
             elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and fields:
                 text = " ".join(str(node.value.value).split()).replace("|", "\\|")
                 found |= {
-                    (owner.name, field): text
-                    for field in fields
-                    if len(commonprefix([field, fields[-1]])) > 7 or field == fields[-1]
+                    (owner.name, field): text for field in fields if field[:8] == fields[-1][:8]
                 }
                 fields = []
     return found
