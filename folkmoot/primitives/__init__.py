@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from folkmoot.core.machine import Machine
 from folkmoot.primitives.counter_machine import CounterMachine
-from folkmoot.primitives.election import ElectionMachine
-from folkmoot.primitives.lock import LockMachine
+from folkmoot.primitives.election_machine import ElectionMachine
+from folkmoot.primitives.lock_machine import LockMachine
 from folkmoot.primitives.map_machine import MapMachine
 from folkmoot.primitives.topic_machine import TopicMachine
 

@@ -9,7 +9,7 @@ rank, or it holds the seat and has a token. Its owner hears, in the log's order 
 
     grant      [request, token, note]    the claim has waited and now holds the seat
     timed_out  [request]                 the claim has waited as long as it wanted to, and is gone
-    lost       [request, token, cause]   somebody else ended the claim (token 0: it was waiting)
+    ended      [request, token, cause]   somebody else ended the claim (token 0: it was waiting)
     revoked    [request, token, cause]   the holder is asked to give the seat up; it still holds
 
 A claim that is granted by its own entry hears so in that entry's answer and not as an event.
@@ -173,14 +173,12 @@ class Seat:
     def eject(self, context: Context, claim: Claim, cause: str) -> None:
         """Remove a claim against its owner's will, and tell the owner."""
         self.remove(context, claim)
-        context.publish(claim.session, "lost", [claim.request, claim.token, cause], keep=True)
+        context.publish(claim.session, "ended", [claim.request, claim.token, cause], keep=True)
 
     def promote(self, claim: Claim) -> None:
         """Put a waiting claim at the head: before all others, and before whoever comes later."""
-        if claim is self.queue[0]:
-            return
         self.queue.remove(claim)
-        claim.promoted = self.queue[0].promoted + 1
+        claim.promoted = (self.queue[0].promoted if self.queue else 0) + 1
         self.queue.insert(0, claim)
 
     def drop_session(self, context: Context, session: int) -> Claim | None:

@@ -1,190 +1,279 @@
 """Lock: one holder at a time, first come, first served, with a fencing token.
 
-The replicated half, `LockMachine`, is pure: no I/O, no clock, no randomness.
+WHAT IT PROMISES. At any index of the log at most one grant holds. It ends by release, by an
+operator's force, or with its session, and in that same entry the next in the queue has it: a
+hand-off is one entry. Waiting is part of the replicated state, so a wait has a place, is listed,
+and is withdrawn by cancellation, by its timeout (on log time), or with its session.
 
-Guaranteed: at any index of the log at most one claim holds. A claim ends by release, by withdrawal,
-by an operator's force, or with its session; in that same entry the next in the queue is granted, so
-a hand-off is one entry. Tokens strictly increase. Guarded code (`async with lock`) is cancelled
-before the cluster can grant the lock to another session.
+GUARDED CODE. The body of `async with` is cancelled before the cluster can grant the lock to another
+session; then LockLost is raised. So it either held throughout or raises.
 
-Not guaranteed: without its fencing token a lock is ADVISORY. A process can be paused between its
-last look at the lock and its write elsewhere. Pass the token on, and let the receiver refuse
-smaller ones; `fence=grant` does so for this toolkit's own writes.
+WHAT IT DOES NOT. Without its fencing token a lock is ADVISORY: a process can be paused between its
+last look at the lock and its write elsewhere, and what it has sent cannot be called back. Pass the
+token on, and let the receiver refuse smaller ones. This toolkit's own writes do so for
+`fence=grant`. Threads, and loops that never await, have to ask `held.check()`.
 
-    commands   acquire(request, timeout_ms) -> token, or 0 where it waits     withdraw(request)
-               release(token)     break_lock(token or nil) -> token, or 0     (un)subscribe
-    queries    describe()
-    events     to the owner of a claim: see `_seat.py`; to subscribers, each about one holder:
-               granted [token, session, client, since]    released [token]    lost [token, cause]
+The machine behind it is in `lock_machine.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from folkmoot.core.errors import ConfigError, NotHeld
-from folkmoot.core.machine import Context, Machine, QueryContext, command, query
-from folkmoot.primitives._seat import Claim, Seat
-from folkmoot.primitives._subscriptions import Subscriptions
+import anyio
+import attrs
 
-LOCK_DELAY_MAX_MS = 24 * 3600 * 1000
-WAITERS_LISTED_MAX = 1000
-"""`describe` lists so many waiters, and says how many there are."""
-_DELAY = "delay"
+from folkmoot.core.errors import LockLost, LockTimeout, UsageError, WouldBlock
+from folkmoot.core.types import Consistency, Duration, seconds
+from folkmoot.primitives._claims import claims_of
+from folkmoot.primitives._grant import Grant, Guarded, Holding, Words
+from folkmoot.primitives._options import ReadOptions, level
+from folkmoot.primitives._subscriptions import EVERYTHING
+from folkmoot.primitives._watch import BUFFER_EVENTS, Backlog, Event, Resync, Watch
+from folkmoot.primitives.lock_machine import LockMachine
+
+if TYPE_CHECKING:
+    from folkmoot.core.client import Resource
 
 
-class LockMachine(Machine):
-    """The replicated state of one lock.
+@attrs.frozen
+class LockParty:
+    """Who holds a lock, or waits for it."""
 
-    - Somebody waits only while somebody holds, or while the delay after a lost holder runs.
+    session: int
+    client: str
+    """The name of the session's client."""
+    since: float
+    """Log time in seconds since which it holds, or waits."""
+    token: int = 0
+    """The holder's fencing token; 0: it waits."""
+
+
+@attrs.frozen
+class LockDescription:
+    """What an operator wants to know of a lock."""
+
+    holder: LockParty | None
+    waiters: tuple[LockParty, ...]
+    """In order, the first WAITERS_LISTED_MAX of them."""
+    waiting: int
+    """How many wait."""
+    lock_delay: float
+    """Seconds."""
+    delayed: float
+    """Seconds of log time left of the delay after a lost holder; 0: none runs."""
+    time: float
+    """Log time now, in seconds."""
+
+
+@attrs.frozen
+class Granted:
+    """Somebody has the lock."""
+
+    token: int
+    session: int
+    client: str
+    since: float
+    """Log time in seconds."""
+    revision: int
+
+
+@attrs.frozen
+class Released:
+    """The holder has given the lock back."""
+
+    token: int
+    revision: int
+
+
+@attrs.frozen
+class Lost:
+    """The lock was taken from its holder."""
+
+    token: int
+    cause: Literal["expired", "released"]
+    """The holder's session ended; or an operator broke the lock."""
+    revision: int
+
+
+LockChange = Granted | Released | Lost | Resync[LockDescription]
+
+_WORDS = Words("lock", LockLost, LockTimeout, int)
+
+
+class LockGrant(Grant):
+    """A lock that is held: `token`, `fence`, `check()`, `release()`, or `async with`."""
+
+
+class Lock:
+    """A fair lock that one task at a time holds, in all processes that use its name.
+
+    Making one does no I/O, and one object serves any number of tasks. The grant is what is owned:
+    several tasks of one client wait for each other as those of different clients do.
+
+    Any operation may raise ResourceDeleted, ResourceTypeError and ClosedError (not applied), and,
+    when the session is lost, SessionExpired (nothing is held) or OutcomeUnknown.
     """
 
-    type_name = "lock"
+    def __init__(self, resource: Resource) -> None:
+        self._resource = resource
+        self._claims = claims_of(resource)
+        self._entered: dict[int, list[Guarded[LockGrant]]] = {}
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        """Take `lock_delay_ms`: after a holder was lost, the next grant waits so long."""
-        unknown = sorted(set(config) - {"lock_delay_ms"})
-        if unknown:
-            raise ConfigError(f"a lock is configured by lock_delay_ms, not by {unknown}")
-        delay = config.get("lock_delay_ms", 0)
-        if type(delay) is not int or not 0 <= delay <= LOCK_DELAY_MAX_MS:
-            raise ConfigError(f"lock_delay_ms is {delay!r}, not from 0 to {LOCK_DELAY_MAX_MS}")
-        self._delay_ms: int = delay
-        self._delayed_until: int | None = None
-        self._seat = Seat()
-        self._subscriptions = Subscriptions()
+    @staticmethod
+    def configuration(lock_delay: Duration | None = None) -> dict[str, int]:
+        """Return what a lock is made with whose next grant waits so long after a lost holder."""
+        if lock_delay is None:
+            return {}
+        config = {"lock_delay_ms": round(seconds(lock_delay) * 1000)}
+        LockMachine(config)
+        return config
 
-    @command
-    def acquire(self, context: Context, request: int, timeout_ms: int | None) -> int:
-        """Take the lock (returns the token) or wait for it (returns 0; a timeout of 0: do not)."""
-        free = self._delayed_until is None
-        claim = self._seat.claim(context, request, timeout_ms, free=free)
-        if claim is None or not claim.token:
-            return 0
-        self._announce(context, claim)
-        return claim.token
+    @property
+    def name(self) -> str:
+        """The lock's name."""
+        return self._resource.name
 
-    @command
-    def withdraw(self, context: Context, request: int) -> bool:
-        """End the session's claim, waiting or holding; False where there is none (any more)."""
-        claim = self._seat.find(context.session, request)
-        if claim is None:
-            return False
-        self._end(context, claim)
-        return True
+    def hold(self, *, timeout: Duration | None = None) -> Guarded[LockGrant]:
+        """Hold the lock around a body: `async with lock.hold(timeout=5) as held`.
 
-    @command
-    def release(self, context: Context, token: int) -> None:
-        """Give the lock back; the next is granted in this entry."""
-        holder = self._seat.holder
-        if holder is None or holder.token != token or holder.session != context.session:
-            raise NotHeld(f"token {token} does not hold the lock for session {context.session}")
-        self._end(context, holder)
+        Entering raises as `acquire` does. When the lock is lost the body is cancelled, before
+        anybody else can have it by the end of the session, and LockLost is raised in any case.
+        A body that ends by itself, or by an error of its own, releases.
+        """
+        return Guarded(lambda: self.acquire(timeout=timeout), f"{self!r}.hold()")
 
-    @command
-    def break_lock(self, context: Context, token: int | None = None) -> int:
-        """Take the lock from its holder (`token`: only from that one), and end a delay."""
-        holder = self._seat.holder
-        if token is not None and (holder is None or holder.token != token):
-            raise NotHeld(f"token {token} does not hold the lock")
-        if self._delayed_until is not None:
-            self._delayed_until = None
-            context.clear_deadline(_DELAY)
-        if holder is not None:
-            self._seat.eject(context, holder, "released")
-            self._tell(context, "lost", [holder.token, "released"])
-        self._grant_next(context)
-        return 0 if holder is None else holder.token
+    async def acquire(self, *, timeout: Duration | None = None) -> LockGrant:
+        """Wait for the lock, at most for `timeout`; return the grant. Watches hear Granted.
 
-    @command
-    def subscribe(self, context: Context, kind: str, text: str) -> int:
-        """Send the session what happens to the lock after the index that this returns."""
-        self._subscriptions.add(context.session, kind, text)
-        return context.index
+        Prefer `hold`: nothing is guarded until the grant is entered with `async with`, and a grant
+        that is forgotten is held until the session ends. A `timeout` of 0 does not wait.
 
-    @command
-    def unsubscribe(self, context: Context, kind: str, text: str) -> bool:
-        """Stop that; say whether it was so."""
-        return self._subscriptions.remove(context.session, kind, text)
+        Cancelled, the wait is withdrawn, and the lock given back if it was granted meanwhile.
+        Raises LockTimeout (not held, withdrawn), UsageError where this task has the lock already or
+        waits for it, SessionExpired (not held), and LimitExceeded where too many wait.
+        """
+        holding = Holding(self._resource, self._claims, _WORDS)
+        await self._claims.obtain(holding, timeout, "acquire")
+        return LockGrant(holding)
 
-    @query
-    def describe(self, context: QueryContext) -> dict[str, Any]:
-        """Say who holds, who waits in which order, and since when."""
-        holder, queue = self._seat.holder, self._seat.queue
-        return {
-            "time": context.time,
-            "holder": None if holder is None else _fields(context, holder),
-            "waiting": len(queue),
-            "waiters": [_fields(context, claim) for claim in queue[:WAITERS_LISTED_MAX]],
-            "lock_delay_ms": self._delay_ms,
-            "delayed_until": self._delayed_until,
-        }
+    async def acquire_nowait(self) -> LockGrant:
+        """Take the lock if it is free; return the grant. Raises WouldBlock where it is not."""
+        try:
+            return await self.acquire(timeout=0)
+        except LockTimeout as error:
+            raise WouldBlock(f"the lock {self.name!r} is not free") from error
 
-    def on_deadline(self, context: Context, key: str) -> None:
-        """End the delay after a lost holder, or the waiting of somebody whose timeout ran out."""
-        if key == _DELAY:
-            self._delayed_until = None
-            self._grant_next(context)
-        else:
-            self._seat.time_out(context, key)
+    async def release(self, grant: LockGrant) -> None:
+        """Give a grant back, as `grant.release()` does."""
+        if not grant.is_of(self._resource):
+            raise UsageError(f"{grant!r} is not of {self!r}")
+        await grant.release()
 
-    def session_ended(self, context: Context, session: int) -> None:
-        """Drop the session's claims; where one held, grant to the next or begin the delay."""
-        self._subscriptions.drop(session)
-        lost = self._seat.drop_session(context, session)
-        if lost is None:
-            return
-        self._tell(context, "lost", [lost.token, "expired"])
-        if self._delay_ms:
-            self._delayed_until = context.time + self._delay_ms
-            context.set_deadline(_DELAY, self._delayed_until)
-        else:
-            self._grant_next(context)
+    async def break_lock(
+        self, *, token: int | None = None, timeout: Duration | None = None
+    ) -> int | None:
+        """Take the lock from its holder: for operators. Return the token broken, None if none.
 
-    def cut_subscriptions(self, session: int) -> bool:
-        """Forget that the session watches; its claims stay."""
-        return self._subscriptions.drop(session)
+        The next in the queue is granted in the same entry, and the holder is told: its body is
+        cancelled when the event arrives, so for a moment two bodies may run. Only the token tells
+        them apart. With `token`, NotHeld (not applied) is raised where that is not the holder's.
+        A delay after a lost holder ends as well. Watches hear Lost.
+        """
+        broken = await self._resource.command("break_lock", token, timeout=timeout)
+        return broken or None
 
-    def holds_grant(self, token: int) -> bool:
-        """Say whether this token holds the lock."""
-        holder = self._seat.holder
-        return holder is not None and holder.token == token
+    def watch(self, *, initial: bool = False, buffer: int = BUFFER_EVENTS) -> Watch[LockChange]:
+        """Return a watch of who holds the lock, to be entered with `async with`.
 
-    def idle(self) -> bool:
-        """Say whether nobody holds, waits or watches, and no delay runs."""
-        return not (any(self._seat) or self._subscriptions or self._delayed_until is not None)
+        It yields Granted, Released and Lost and, where some were missed, Resync with a description
+        as its snapshot. With `initial`, a Resync comes first. Once the lock is deleted it raises
+        ResourceDeleted.
+        """
+        if buffer < 1:
+            raise UsageError(f"{self!r}: a watch cannot do with a buffer of {buffer}")
+        return Watch(self._resource, _LockSource(self._resource), initial=initial, buffer=buffer)
 
-    def snapshot(self) -> list[Any]:
-        """Return delay, claims and subscriptions."""
-        return [self._delayed_until, self._seat.snapshot(), self._subscriptions.snapshot()]
+    async def describe(self, **options: Unpack[ReadOptions]) -> LockDescription:
+        """Return who holds the lock, who waits for it in which order, and since when."""
+        description, _ = await _describe(self._resource, **options)
+        return description
 
-    def restore(self, data: list[Any]) -> None:
-        """Take what `snapshot` gave. The deadlines are the multiplexer's to restore."""
-        self._delayed_until, seat, subscriptions = data
-        self._seat.restore(seat)
-        self._subscriptions.restore(subscriptions)
+    async def __aenter__(self) -> LockGrant:
+        guarded = self.hold()
+        grant = await guarded.__aenter__()
+        self._entered.setdefault(anyio.get_current_task().id, []).append(guarded)
+        return grant
 
-    def _end(self, context: Context, claim: Claim) -> None:
-        self._seat.remove(context, claim)
-        if claim.token:
-            self._tell(context, "released", [claim.token])
-            self._grant_next(context)
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        task = anyio.get_current_task().id
+        mine = self._entered.get(task)
+        if not mine:
+            raise UsageError(f"{self!r} is left by a task that did not enter it") from error
+        guarded = mine.pop()
+        if not mine:
+            del self._entered[task]
+        return await guarded.__aexit__(kind, error, trace)
 
-    def _grant_next(self, context: Context) -> None:
-        claim = self._seat.grant_next(context)
-        if claim is not None:
-            self._announce(context, claim)
-
-    def _announce(self, context: Context, claim: Claim) -> None:
-        if self._subscriptions:
-            self._tell(context, "granted", _fields(context, claim))
-
-    def _tell(self, context: Context, kind: str, payload: list[Any]) -> None:
-        if self._subscriptions:
-            context.publish(self._subscriptions.matching(), kind, payload)
+    def __repr__(self) -> str:
+        return f"<Lock {self.name!r}>"
 
 
-def _fields(context: QueryContext, claim: Claim) -> list[Any]:
-    """[token (0: waits), session, client's name, since (log time, ms)]."""
-    return [claim.token, claim.session, context.client_name(claim.session), claim.since]
+async def _describe(
+    resource: Resource,
+    *,
+    consistency: str = "linearizable",
+    at_least: int = 0,
+    timeout: Duration | None = None,
+) -> tuple[LockDescription, int]:
+    found, index = await resource.query(
+        "describe", consistency=level(consistency), at_least=at_least, timeout=timeout
+    )
+    now, holder, until = found["time"], found["holder"], found["delayed_until"]
+    description = LockDescription(
+        holder=None if holder is None else _party(holder),
+        waiters=tuple(_party(fields) for fields in found["waiters"]),
+        waiting=found["waiting"],
+        lock_delay=found["lock_delay_ms"] / 1000,
+        delayed=0.0 if until is None else max(0, until - now) / 1000,
+        time=now / 1000,
+    )
+    return description, index
+
+
+def _party(fields: list[Any]) -> LockParty:
+    token, session, client, since = fields
+    return LockParty(session, client, since / 1000, token)
+
+
+class _LockSource:
+    """What a watch of a lock is made of."""
+
+    events: Mapping[str, bool] = {"granted": False, "released": False, "lost": False}
+    filter = EVERYTHING
+
+    def __init__(self, resource: Resource) -> None:
+        self._resource = resource
+
+    def change(self, event: Event) -> LockChange:
+        payload = event.payload
+        if event.kind == "granted":
+            token, session, client, since = payload
+            return Granted(token, session, client, since / 1000, event.index)
+        if event.kind == "released":
+            return Released(payload[0], event.index)
+        return Lost(payload[0], payload[1], event.index)
+
+    async def present(self, since: int, backlog: Backlog) -> LockChange:
+        description, index = await _describe(
+            self._resource, consistency=Consistency.SEQUENTIAL, at_least=since
+        )
+        backlog.take_until(index)
+        return Resync(description, index)

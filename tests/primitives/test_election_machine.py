@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from folkmoot.core.errors import NotHeld
-from folkmoot.primitives.election import ElectionMachine
+from folkmoot.primitives.election_machine import ElectionMachine
 from tests.primitives.harness import Event, Harness, check_script, scripts
 from tests.primitives.twins import Twins
 
@@ -75,7 +75,7 @@ class ElectionAgainstList(RuleBasedStateMachine):
     def eject(self, one: Candidate, cause: str) -> None:
         led = one is self.leader
         payload = [one.request, self.token if led else 0, cause]
-        self.expected.append(Event(one.session, self.election.index, "lost", payload, keep=True))
+        self.expected.append(Event(one.session, self.election.index, "ended", payload, keep=True))
         if led:
             self.succeed(cause)
         else:
@@ -245,7 +245,7 @@ class ElectionAgainstList(RuleBasedStateMachine):
 
 
 TestElectionAgainstList = ElectionAgainstList.TestCase
-TestElectionAgainstList.settings = settings(max_examples=60, stateful_step_count=30)
+TestElectionAgainstList.settings = settings(max_examples=150, stateful_step_count=30)
 
 
 def test_i1_a_deposed_leaders_token_is_fenced() -> None:

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from folkmoot.core.errors import BadCommand, ConfigError, LimitExceeded, NotHeld
 from folkmoot.primitives import _seat
-from folkmoot.primitives.lock import WAITERS_LISTED_MAX, LockMachine
+from folkmoot.primitives.lock_machine import WAITERS_LISTED_MAX, LockMachine
 from tests.primitives.harness import Event, Harness, check_script, scripts
 from tests.primitives.twins import Twins
 
@@ -122,7 +122,7 @@ class LockAgainstList(RuleBasedStateMachine):
         if self.holder:
             index = self.lock.index
             payload = [self.holder[1], self.token, "released"]
-            self.expected.append(Event(self.holder[0], index, "lost", payload, keep=True))
+            self.expected.append(Event(self.holder[0], index, "ended", payload, keep=True))
             self.tell("lost", [self.token, "released"], index)
             self.holder = None
         self.grant_next(self.lock.index, self.lock.time)
@@ -204,7 +204,7 @@ class LockAgainstList(RuleBasedStateMachine):
 
 
 TestLockAgainstList = LockAgainstList.TestCase
-TestLockAgainstList.settings = settings(max_examples=60, stateful_step_count=30)
+TestLockAgainstList.settings = settings(max_examples=150, stateful_step_count=30)
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ class TopicAgainstLists(RuleBasedStateMachine):
         assert self.topic.command(self.alive[who], "delete_cursor", name) is there
         for place, (session, request) in enumerate(self.consumers[name]):
             payload = [request, 0 if place else self.tokens[name], "deleted"]
-            self.expected.append(Event(session, self.topic.index, "lost", payload, keep=True))
+            self.expected.append(Event(session, self.topic.index, "ended", payload, keep=True))
         self.consumers[name] = []
         self.settle()
 
@@ -189,7 +189,7 @@ class TopicAgainstLists(RuleBasedStateMachine):
 
 
 TestTopicAgainstLists = TopicAgainstLists.TestCase
-TestTopicAgainstLists.settings = settings(max_examples=60, stateful_step_count=30)
+TestTopicAgainstLists.settings = settings(max_examples=150, stateful_step_count=30)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,11 @@
-"""Election: one leader among many candidates, by priority and then first come, first served.
+"""The election's replicated half: who leads, who waits in which order, what each command does.
 
-The replicated half, `ElectionMachine`, is pure: no I/O, no clock, no randomness.
+Pure: no I/O, no clock, no randomness. Driven by the multiplexer; `election.py` is the other half,
+and says what a user may rely on.
 
-Guaranteed: at any index of the log at most one candidate leads, and each reign has a token above
-all before it. When a leader goes, the first candidate in the queue leads from that same entry on. A
-newcomer of higher priority passes those who wait and never deposes the leader. Code that runs
-"while leader" is cancelled before the cluster can elect a candidate of another session.
-
-Not guaranteed: what the leader's code sends elsewhere may arrive after its reign. Pass the token
-on; `fence=term` does so for this toolkit's own writes.
+At any index of the log at most one candidate leads, and each reign has a token above all before it.
+When a leader goes, the first candidate in the queue leads from that same entry on. The queue is
+ordered by priority, and then first come, first served; a newcomer never deposes the leader.
 
     commands   campaign(request, value, priority, timeout_ms) -> [candidate, token or 0]
                withdraw(request)     resign(candidate or nil) -> count     proclaim(token, value)
