@@ -39,6 +39,9 @@ from folkmoot.core.raft.state import Role, State
 from folkmoot.core.raft.trace import MessageIgnored, VoteAnswered
 from folkmoot.core.types import NodeId
 
+_GOLDEN_RATIO = 0.6180339887498949
+"""Its multiples spread evenly over [0, 1) when taken modulo 1."""
+
 
 class Election:
     """One server's side of all elections.
@@ -87,11 +90,13 @@ class Election:
         self._deadline = self._state.now + self._draw()
 
     def _draw(self) -> float:
+        """Return a timeout; two servers differ even where their generators do not (bug A12)."""
         state = self._state
+        spread = (state.rng.random() + state.node_id * _GOLDEN_RATIO) % 1.0
         if state.term == 0:
             # Nobody ever led: there is no leader to be patient with, only others who also start.
-            return state.config.heartbeat_s * state.rng.uniform(0.5, 1.5)
-        return state.config.election_timeout_s * state.rng.uniform(1.0, 2.0)
+            return state.config.heartbeat_s * (0.5 + spread)
+        return state.config.election_timeout_s * (1.0 + spread)
 
     # -- asking --------------------------------------------------------------------------------
 

@@ -180,6 +180,15 @@ class Network:
                 return
         raise AssertionError(f"node {node_id} does not win: {self[node_id].status()}")
 
+    def elect_with_held_disk(self, node_id: int) -> None:
+        """Let `node_id` win although its disk is held; its first appends stay on the wire."""
+        self.now = max(self.now, self[node_id].deadline())
+        self.tick(node_id)
+        while self[node_id].role is not Role.LEADER:
+            if self.nodes[node_id].disk.pending:
+                self.durable(node_id)
+            assert self.deliver(), f"node {node_id} does not win"
+
     def tick(self, node_id: int) -> None:
         self[node_id].tick(self.now)
         self.turn(node_id)
