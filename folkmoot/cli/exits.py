@@ -44,6 +44,18 @@ class ExitCode(enum.IntEnum):
     INTERRUPTED = 130
 
 
+class CannotStart(errors.FolkmootError):
+    """What the configuration asks for cannot be had here and now."""
+
+    code = "cannot_start"
+
+
+class ServerDied(errors.FolkmootError):
+    """A server process ended that should be running. The message has its last lines."""
+
+    code = "server_died"
+
+
 class Failure(NamedTuple):
     """An error as the user sees it."""
 
@@ -88,6 +100,7 @@ _TABLE: tuple[tuple[type[errors.FolkmootError], ExitCode, str], ...] = (
         "is that the client address of a folkmoot server?",
     ),
     (errors.DirectoryLocked, ExitCode.CANNOT_START, ""),
+    (CannotStart, ExitCode.CANNOT_START, ""),
     (errors.StorageError, ExitCode.STORAGE, ""),
     (errors.UsageError, ExitCode.USAGE, ""),
     (errors.FolkmootError, ExitCode.REFUSED, ""),

@@ -28,8 +28,9 @@ import anyio
 import attrs
 
 from folkmoot.cli import config_file
+from folkmoot.cli.exits import ServerDied
 from folkmoot.core.config import Member
-from folkmoot.core.errors import ConfigError, FolkmootError, Unavailable
+from folkmoot.core.errors import ConfigError, Unavailable
 from folkmoot.core.types import NodeId
 
 HOST = "127.0.0.1"
@@ -39,12 +40,6 @@ PEER_PORT_OFFSET = 10
 STOP_TIMEOUT_S = 10.0
 """A server that has not stopped by then is killed."""
 _SERVER = (sys.executable, "-P", "-m", "folkmoot.cli", "server")
-
-
-class ServerDied(FolkmootError):
-    """A server process ended that should be running. The message has its last lines."""
-
-    code = "server_died"
 
 
 @attrs.define(eq=False)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from folkmoot.cli.exits import ExitCode
+from folkmoot.cli.exits import CannotStart, ExitCode
 from folkmoot.cli.options import Command, Options
 
 if TYPE_CHECKING:
@@ -134,7 +134,6 @@ async def serve(config: NodeConfig) -> int:
 
     from folkmoot.core.errors import ConfigError
     from folkmoot.node import Node
-    from folkmoot.transport.address import os_error_of
 
     try:
         async with Node(config) as node, anyio.create_task_group() as tasks:
@@ -144,11 +143,8 @@ async def serve(config: NodeConfig) -> int:
             await node.wait_stopped()
             tasks.cancel_scope.cancel()
     except ConfigError as error:
-        # The configuration was good: what is wrong is the address, here and now.
-        if os_error_of(error) is None:
-            raise
-        log.critical("%s", error)
-        return ExitCode.CANNOT_START
+        # The configuration itself was good: what is wrong is this machine, as an address in use.
+        raise CannotStart(str(error)) from error
     log.info("stopped")
     return ExitCode.OK
 
