@@ -1,7 +1,7 @@
 """A machine that does a bit of everything, and a log of one server to drive a multiplexer with.
 
-The log encodes every batch and applies what it decodes from the bytes, as a follower does, and keeps
-the bytes, so that a second multiplexer can be brought to the same state.
+The log encodes every batch and applies what it decodes from the bytes, as a follower does, and
+keeps the bytes, so that a second multiplexer can be brought to the same state.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from folkmoot.transport.codec import unpack
 
 
 class Scratch(Machine):
-    """A total, a list, a grant with waiters, subscribers and deadlines. Wants `{"start": int}` or nothing.
+    """A total, a list, a grant with waiters, subscribers, deadlines. Configured by `start`.
 
     - Whoever waits, waits behind a holder; nobody waits or holds twice.
     """
@@ -127,7 +127,7 @@ class Scratch(Machine):
 
     @query
     def bad(self, context: QueryContext, how: str) -> Any:
-        return {1} if how == "set" else [][0]
+        return {1} if how == "set" else self.items[1000]
 
     def on_deadline(self, context: Context, key: str) -> None:
         """What fires depends on the key: most are just reported."""
@@ -255,7 +255,7 @@ class Client:
         self.event_index = 0
 
     def group(self, *operations: Any, first: int | None = None) -> Group:
-        """Make a group of commands, the next ones or from sequence `first`; `operations` as on the wire."""
+        """Make a group of commands: the next ones, or those from sequence `first`."""
         if first is None:
             first = self.sequence + 1
             self.sequence += len(operations)

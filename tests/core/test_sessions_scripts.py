@@ -1,16 +1,16 @@
 """Golden scripts of sessions: a few entries, and all that they cause. `--rewrite` writes them anew.
 
-open a [ms]                   open a session, known as `a` from here on
-a lock.hold                   a command of session a on the resource `lock` (opened as it is first used)
-a lock.hold; lock.add 1       several of them in one group
-a #3 lock.add 1               from sequence 3, instead of the next
-a ^2,14 lock.add 1            with the marks: answers up to sequence 2, events up to index 14 received
-a keep [^2,14]                a keep-alive
+open a [ms]             open a session, known as `a` from here on
+a lock.hold             a command of session a on the resource `lock`; by name the first time
+a lock.hold; lock.add 1 several of them in one group
+a #3 lock.add 1         from sequence 3, instead of the next
+a ^2,14 lock.add 1      with the marks: answers up to sequence 2, events up to index 14 received
+a keep [^2,14]          a keep-alive
 a close · expire a · tick · init
-time 500                      log time of the entries from here on
-? lock.get                    a query
-$lock                         the resource's id, within arguments
-show                          the sessions, what is due, and the names in the directory
+time 500                log time of the entries from here on
+? lock.get              a query
+$lock                   the resource's id, within arguments
+show                    the sessions, what is due, and the names in the directory
 """
 
 import ast
