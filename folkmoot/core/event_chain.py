@@ -76,7 +76,8 @@ class EventChain:
                 continue
             if previous > self.last:
                 raise RemoteProtocolError(
-                    f"EVENTS: batch {index} follows {previous}, but {self.last} was received last"
+                    f"EVENTS: batch {index} follows {previous}, {self.last} was received last: "
+                    "some are missing"
                 )
             self._held.append((index, [_decode(data) for data in events]))
             self.last = index

@@ -82,7 +82,7 @@ class Reads:
         for query in self.queued.values():
             if query.after <= commands_sent:
                 groups.setdefault((query.consistency, query.at_least), []).append(query)
-        frames = []
+        frames: list[bytes] = []
         for (consistency, at_least), queries in groups.items():
             after = 0
             if consistency is Consistency.SEQUENTIAL:

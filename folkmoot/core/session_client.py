@@ -180,7 +180,7 @@ class SessionClient:
             self._suspend(reason)
 
     def received(self, frames: Sequence[Frame], now: float) -> None:
-        """Take the frames of one receive. What does not fit ends the connection, not the session."""
+        """Take the frames of one receive. What does not fit ends the connection only."""
         self._patience.heard()
         try:
             for frame_type, _, body in frames:
