@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from folkmoot.cli.exits import CannotStart, ExitCode
+from folkmoot.cli.exits import CannotStart, ExitCode, leaves
 from folkmoot.cli.options import Command, Options
 
 if TYPE_CHECKING:
@@ -142,9 +142,12 @@ async def serve(config: NodeConfig) -> int:
             tasks.start_soon(_stop_on_signal, node)
             await node.wait_stopped()
             tasks.cancel_scope.cancel()
-    except ConfigError as error:
+    except (ConfigError, BaseExceptionGroup) as error:
         # The configuration itself was good: what is wrong is this machine, as an address in use.
-        raise CannotStart(str(error)) from error
+        for leaf in leaves(error):
+            if isinstance(leaf, ConfigError):
+                raise CannotStart(str(leaf)) from error
+        raise
     log.info("stopped")
     return ExitCode.OK
 
