@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
 from folkmoot.core.errors import ConfigError, ConnectionLost, OperationTimeout
 from folkmoot.transport.address import format_address, parse_address
+
+if TYPE_CHECKING:
+    from folkmoot.cli.options import Options
+    from folkmoot.cluster import Cluster
+    from folkmoot.core.config import ClientConfig
 
 SCHEME = "folkmoot://"
 DEFAULT_PORT = 7400

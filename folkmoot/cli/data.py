@@ -182,7 +182,7 @@ def watch(
 
     async def use(cluster: Cluster) -> int:
         values, told = _open(cluster, map_name, raw), 0
-        async with values.watch(prefix=prefix, initial=initial) as changes:
+        async with values.watch(prefix=prefix or None, initial=initial) as changes:
             async for change in changes:
                 tell_change(options, change)
                 told += 1
