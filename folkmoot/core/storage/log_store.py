@@ -374,7 +374,6 @@ class LogStore:
             self._sync_active()
         self._dirty = False
         self._start_segment(keep, 0)
-        self.durable_index = index
         for one in reversed(dropped):
             self._files.unlink(one.name)
         if dropped:

@@ -72,6 +72,8 @@ class Manifest:
         """Return what is wrong with it; empty if nothing."""
         if not self.segments:
             return "no segment is listed"
+        if self.segments[0].first_index > self.compaction_index + 1:
+            return f"indexes are missing before segment {self.segments[0]}"
         if len({entry.segment_id for entry in self.segments}) != len(self.segments):
             return "a segment is listed twice"
         for entry, after in zip(self.segments, self.segments[1:], strict=False):

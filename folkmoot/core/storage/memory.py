@@ -245,11 +245,20 @@ class MemoryFiles:
         """Give the lock up."""
         self._locked = False
 
+    def kill(self) -> None:
+        """End the process that has it open, wherever it is; the machine lives on.
+
+        What was written is still seen and still not durable: a power cut may come later.
+        """
+        self._locked = self._off = False
+        self._failures.clear()
+        self.cut_power_at = None
+
     def crash(self, rng: random.Random, survive: float | None = None) -> None:
         """Cut the power: lose what is not durable, then be ready to be opened again.
 
-        `survive` is the probability with which each unsynced change survives: 0 loses all, 1 none
-        (that is a killed process on a machine that lives on); None draws 0, 1 or something between.
+        `survive` is the probability with which each unsynced change survives: 0 loses all, 1
+        none; None draws 0, 1 or something between.
         """
         if survive is None:
             survive = rng.choice((0.0, rng.random(), rng.random(), 1.0))
@@ -265,9 +274,7 @@ class MemoryFiles:
                 _apply(self._durable, names)
         self._name_changes.clear()
         self._names = dict(self._durable)
-        self._locked = self._off = False
-        self._failures.clear()
-        self.cut_power_at = None
+        self.kill()
 
     def fail(self, operation: str, nth: int = 1, error: StorageError | None = None) -> None:
         """Let the `nth` call of `operation` from now on ("write", "sync", "rename", ...) fail."""

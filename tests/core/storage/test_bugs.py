@@ -189,6 +189,22 @@ def test_bug_f4_a_record_behind_a_cut_one_never_comes_back() -> None:
     assert Log(files).all() == batches(1, 3)
 
 
+def test_bug_f4_a_good_record_of_another_history_of_the_segment_is_not_read() -> None:
+    """Its frame, its index and its batch verify; the chain says that it followed another record."""
+    disks = []
+    for size_bytes in (20, 21):
+        files = MemoryFiles()
+        log = Log(files)
+        log.commit([batch(1), batch(2, size_bytes=size_bytes), batch(3, size_bytes=41)], term=1)
+        disks.append((files.contents(), log.store._active.offsets[2]))
+    (mine, third), (other, foreign) = disks
+    data = mine[SEGMENT][:third] + other[SEGMENT][foreign:]
+    log = Log(MemoryFiles(mine | {SEGMENT: data}))
+    assert log.all() == batches(1, 2)
+    assert log.store.recovered.torn_tail is not None
+    assert "chained to" in log.store.recovered.torn_tail.why
+
+
 def test_bug_f5_segments_are_removed_newest_first_after_the_manifest_dropped_them() -> None:
     files = WatchedFiles()
     log = Log(files)
@@ -246,6 +262,24 @@ def test_bug_f6_a_full_disk_stops_before_anything_is_acknowledged() -> None:
     assert found[:3] == batches(1, 3)
     assert found == (batches(1, 3) + batches(4, 60, size_bytes=200))[: len(found)]
     assert len(found) >= durable_index
+
+
+def test_what_recovery_found_in_memory_only_is_durable_before_it_counts() -> None:
+    """A killed process leaves unsynced writes to be seen; then the power goes."""
+    files = MemoryFiles()
+    log = Log(files)
+    log.commit(batches(1, 2), term=1)
+    log.write(batches(3, 4))
+    files.fail("sync", 2)
+    with pytest.raises(StorageError):
+        log.write(term=2, vote=5)
+    files.kill()
+    log = Log(files)
+    found, state, durable_index = log.all(), log.store.hard_state, log.store.durable_index
+    assert (len(found), durable_index, state) == (4, 4, HardState(2, 5))
+    files.crash(random.Random(1), survive=0.0)
+    log = Log(files)
+    assert (log.all(), log.store.hard_state) == (found, state)
 
 
 def test_bug_f7_the_index_is_rebuilt_and_equal() -> None:

@@ -156,6 +156,22 @@ def test_truncation_at_or_beyond_the_end_does_nothing(disk: Disk) -> None:
     log.store.close()
 
 
+def test_the_last_term_is_known_where_the_active_segment_is_empty(disk: Disk) -> None:
+    log = Log(disk())
+    log.commit(batches(1, 30, size_bytes=200), term=1)
+    log.commit(batches(31, 40, 2, size_bytes=200), term=2)
+    log.commit(truncate_after=33)
+    assert (log.store.last_index, log.store.last_term) == (33, 2)
+    log.commit(truncate_after=30)
+    assert (log.store.last_index, log.store.last_term) == (30, 1)
+    log.store.close()
+    log = Log(disk())
+    assert (log.store.last_index, log.store.last_term) == (30, 1)
+    log.commit(truncate_after=0)
+    assert (log.store.last_index, log.store.last_term) == (0, 0)
+    log.store.close()
+
+
 def test_truncation_inside_a_batch_is_refused(disk: Disk) -> None:
     log = Log(disk())
     log.commit([batch(1, count=5), batch(6)], term=1)

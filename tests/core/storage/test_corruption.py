@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import attrs
 import pytest
 
 from folkmoot.core.errors import StorageCorrupt, StorageError
@@ -122,6 +123,32 @@ def test_a_sealed_segment_cut_short_is_refused() -> None:
     for size_bytes in (0, 100, HEADER_BYTES, len(contents[SEALED]) - 1):
         with pytest.raises(StorageCorrupt, match=f"{SEALED} at offset"):
             Log(MemoryFiles(contents | {SEALED: contents[SEALED][:size_bytes]}))
+
+
+def test_a_sealed_segment_whose_last_write_never_came_is_refused() -> None:
+    """What is there verifies, and ends cleanly: only MANIFEST knows that something is missing."""
+    contents, _ = closed_disk()
+    log = Log(MemoryFiles(contents))
+    for start in log.store._segments[0].offsets:
+        zeroed = contents[SEALED][:start].ljust(len(contents[SEALED]), b"\0")
+        with pytest.raises(StorageCorrupt, match=f"{SEALED} at offset {start}: ends with index"):
+            Log(MemoryFiles(contents | {SEALED: zeroed}))
+
+
+def test_the_newer_hard_state_slot_is_right_whichever_it_is() -> None:
+    contents, _ = closed_disk()
+    slot = hard_state.decode_slot(contents[hard_state.NAME])
+    assert slot is not None
+    old = contents[hard_state.NAME][:4096]
+    newer = attrs.evolve(slot, sequence=slot.sequence + 1, state=HardState(4, 4))
+    new = hard_state.encode_slot(newer).ljust(4096, b"\0")
+    for number, data in enumerate((new + old, old + new)):
+        log = Log(MemoryFiles(contents | {hard_state.NAME: data}))
+        assert log.store.hard_state == HardState(4, 4)
+        assert f"slot {1 - number} had sequence {slot.sequence}" in log.store.recovered.repaired[0]
+    same = hard_state.encode_slot(attrs.evolve(newer, sequence=slot.sequence))
+    with pytest.raises(StorageCorrupt, match=f"both with sequence {slot.sequence}"):
+        Log(MemoryFiles(contents | {hard_state.NAME: old + same}))
 
 
 def test_segments_that_changed_places_are_refused() -> None:

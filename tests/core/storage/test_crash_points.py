@@ -13,7 +13,7 @@ from folkmoot.core.storage.log_store import HardState
 from folkmoot.core.storage.memory import MemoryFiles, PowerCut
 from tests.core.storage.support import Log, batches
 
-SURVIVE = (0.0, 0.5, 0.5, 0.5, 1.0)
+SURVIVE = (0.0, 1.0, 0.8, 0.5, 0.5, 0.5, 0.2)
 """The chance of each unsynced change to survive."""
 
 A, B = HardState(1, 1), HardState(2, 5)
@@ -132,7 +132,7 @@ def test_crash_at_every_operation(name: str, survive: int) -> None:
                 step.act(log)
         except PowerCut:
             cut = True
-        files.crash(random.Random(at), SURVIVE[survive])
+        files.crash(random.Random(at * 10 + survive), SURVIVE[survive])
         check(files, step)
         if not cut:
             assert at > 2, "the power was never cut"
@@ -149,7 +149,7 @@ def test_crash_at_every_operation_of_making_a_directory(survive: int) -> None:
         try:
             Log(files)
         except PowerCut:
-            files.crash(random.Random(at), SURVIVE[survive])
+            files.crash(random.Random(at * 10 + survive), SURVIVE[survive])
             check(files, Step(lambda _: None, [[]], (HardState(),)))
         else:
             assert at > 15, "the power was never cut"
@@ -178,7 +178,7 @@ def test_crash_at_every_operation_of_a_recovery(survive: int) -> None:
         try:
             recovered = Log(files).store.recovered
         except PowerCut:
-            files.crash(random.Random(at), SURVIVE[survive])
+            files.crash(random.Random(at * 10 + survive), SURVIVE[survive])
             check(files, Step(lambda _: None, [FIRST]))
         else:
             assert at > 8, "the power was never cut"

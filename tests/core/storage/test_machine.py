@@ -18,7 +18,7 @@ from folkmoot.core.storage.log_store import HardState
 from folkmoot.core.storage.memory import MemoryFiles, PowerCut
 from tests.core.storage.support import Log
 
-SEEDS = st.integers(0, 1 << 32)
+SEEDS = st.none() | st.integers(0, 1 << 32)
 
 
 class LogMachine(RuleBasedStateMachine):
@@ -108,14 +108,21 @@ class LogMachine(RuleBasedStateMachine):
         self._reopen()
         assert self.log.store.recovered.torn_tail is None
 
+    def _end(self, seed: int | None) -> None:
+        """The process is killed, or the power cut: then `seed` says what is lost."""
+        if seed is None:
+            self.files.kill()
+        else:
+            self.files.crash(random.Random(seed))
+
     @rule(seed=SEEDS)
-    def crash(self, seed: int) -> None:
-        self.files.crash(random.Random(seed))
+    def crash(self, seed: int | None) -> None:
+        self._end(seed)
         self._reopen()
 
     @rule(seed=SEEDS, at=st.integers(1, 25), cut=st.none() | st.integers(0, 9), sync=st.booleans())
-    def crash_within(self, seed: int, at: int, cut: int | None, sync: bool) -> None:
-        """The power goes at the n-th operation of a write (and sync) that does everything."""
+    def crash_within(self, seed: int | None, at: int, cut: int | None, sync: bool) -> None:
+        """The end comes at the n-th operation of a write (and sync) that does everything."""
         self.files.cut_power_at = self.files.operations + at
         with contextlib.suppress(PowerCut):
             inside = None if cut is None or cut >= len(self.model) else cut
@@ -123,17 +130,16 @@ class LogMachine(RuleBasedStateMachine):
             if sync:
                 self.log.store.sync()
                 self._synced()
-        self.files.crash(random.Random(seed))
+        self._end(seed)
         self._reopen()
 
     @rule(seed=SEEDS, at=st.integers(1, 12))
-    def crash_while_recovering(self, seed: int, at: int) -> None:
-        rng = random.Random(seed)
-        self.files.crash(rng)
+    def crash_while_recovering(self, seed: int | None, at: int) -> None:
+        self._end(seed)
         self.files.cut_power_at = self.files.operations + at
         with contextlib.suppress(PowerCut):
             Log(self.files)
-        self.files.crash(rng)
+        self._end(seed)
         self._reopen()
 
     @invariant()

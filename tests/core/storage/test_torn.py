@@ -9,7 +9,7 @@ from folkmoot.core.errors import StorageCorrupt
 from folkmoot.core.storage import hard_state, manifest
 from folkmoot.core.storage.log_store import HardState
 from folkmoot.core.storage.memory import MemoryFiles
-from tests.core.storage.support import Log, batches
+from tests.core.storage.support import SMALL, Log, batches
 
 SEGMENT = "log/0000000001.seg"
 DURABLE, UNSYNCED = batches(1, 3), batches(4, 6)
@@ -54,6 +54,7 @@ def test_the_last_write_of_a_segment_torn_at_every_byte(behind: str) -> None:
         found = log.all()
         counts.add(records_of(found))
         torn = log.store.recovered.torn_tail
+        assert files.size(SEGMENT) == SMALL.segment_bytes, "preallocated again"
         if torn is not None:
             assert torn.file.endswith(SEGMENT)
             assert torn.offset == log.store._active.end
