@@ -13,6 +13,7 @@ from typing import Any
 from folkmoot.core.errors import ConfigError
 
 PORT_MAX = 65_535
+_PORT_DIGITS = 5
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -27,14 +28,13 @@ def parse_address(address: str) -> tuple[str, int]:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise ConfigError(
-            f"address {address!r}: put an IPv6 address into brackets, as in [::1]:7001"
-        )
+        raise ConfigError(f"address {address!r}: an IPv6 address needs brackets, as in [::1]:7001")
     if not host or host.strip() != host:
         raise ConfigError(
             f"address {address!r} has no host: write host:port; 0.0.0.0 is every interface"
         )
-    if not (port_text.isascii() and port_text.isdigit()) or int(port_text) > PORT_MAX:
+    is_number = port_text.isascii() and port_text.isdigit() and len(port_text) <= _PORT_DIGITS
+    if not is_number or int(port_text) > PORT_MAX:
         raise ConfigError(
             f"address {address!r}: port {port_text!r} is not a number from 0 to {PORT_MAX}"
         )

@@ -60,8 +60,8 @@ class BaseTransport:
         self.send_buffer_bytes_max = send_buffer_bytes_max
         self.close_timeout_s = close_timeout_s
         self._tasks: TaskGroup | None = None
-        self._links: set[BaseLink] = set()
-        self._listeners: set[Listener] = set()
+        self._links: dict[BaseLink, None] = {}  # in order, which a set would not keep
+        self._listeners: dict[Listener, None] = {}
         self._closing = False
         self._failure: BaseException | None = None
 
@@ -83,20 +83,37 @@ class BaseTransport:
         traceback: TracebackType | None,
     ) -> bool | None:
         self._closing = True
+        if exc_type is None:
+            await self._close_all()
+        else:
+            for link in list(self._links):
+                link.abort("the transport was closed by an error")
         tasks = self._running()
+        tasks.cancel_scope.cancel()
+        self._tasks = None
+        try:
+            return await tasks.__aexit__(exc_type, exc, traceback)
+        finally:
+            await self._dispose_all()
+
+    async def _close_all(self) -> None:
+        """Let links deliver what is buffered, for a bounded time, whoever cancels."""
         with anyio.move_on_after(self.close_timeout_s + _EXIT_GRACE_S, shield=True):
             for listener in list(self._listeners):
                 await listener.aclose()
             for link in list(self._links):
-                if exc_type is None:
-                    link.close("the transport was closed")
-                else:
-                    link.abort("the transport was closed by an error")
+                link.close("the transport was closed")
             if self._links:
                 await self._drained.wait()
-        tasks.cancel_scope.cancel()
-        self._tasks = None
-        return await tasks.__aexit__(exc_type, exc, traceback)
+
+    async def _dispose_all(self) -> None:
+        """End the links that have lost the tasks or turns by which they would end."""
+        known = self._failure
+        with anyio.CancelScope(shield=True):
+            for link in list(self._links):
+                await link.dispose()
+        if self._failure is not known and self._failure is not None:
+            raise self._failure  # the guard, which would raise it, is gone
 
     def fail(self, error: BaseException, doing: str) -> None:
         """Surface a bug: log it, and raise it out of the transport's block."""
@@ -107,21 +124,21 @@ class BaseTransport:
 
     def add(self, link: BaseLink) -> None:
         """Own `link` from now on, until it is reported closed."""
-        self._links.add(link)
+        self._links[link] = None
 
     def discard(self, link: BaseLink) -> None:
         """Let go of a link that was reported closed."""
-        self._links.discard(link)
+        self._links.pop(link, None)
         if self._closing and not self._links:
             self._drained.set()
 
     def add_listener(self, listener: Listener) -> None:
         """Own `listener` from now on, until it is closed."""
-        self._listeners.add(listener)
+        self._listeners[listener] = None
 
     def discard_listener(self, listener: Listener) -> None:
         """Let go of a listener that accepts no more."""
-        self._listeners.discard(listener)
+        self._listeners.pop(listener, None)
 
     def accept(self, link: BaseLink, on_link: OnLink, address: str) -> bool:
         """Hand an accepted link to the receiver that `on_link` names; False when that raises."""
@@ -227,6 +244,10 @@ class BaseLink(abc.ABC):
         self._pending.clear()
         self._pending_bytes = 0
         self._begin_abort()
+
+    async def dispose(self) -> None:
+        """End at once; called when nothing runs any more that would do it."""
+        self._ended("the transport was closed")
 
     def _check_room(self) -> None:
         limit = self._owner.send_buffer_bytes_max

@@ -46,6 +46,11 @@ class StreamLink(BaseLink):
                 await anyio.aclose_forcefully(self._stream)
             self._ended(why)
 
+    async def dispose(self) -> None:
+        """End a link whose `run` was cancelled before its first step, as asyncio does."""
+        await anyio.aclose_forcefully(self._stream)
+        await super().dispose()
+
     async def _move_bytes(self) -> str:
         """Return why it ended. Each half, when it breaks, makes the other one stop as well."""
         async with anyio.create_task_group() as halves:
@@ -70,6 +75,7 @@ class StreamLink(BaseLink):
                 while self._pending:
                     data = self._take_pending()
                     self._writing_bytes = len(data)
+                    self._room = self._owner.send_buffer_bytes_max - len(data)
                     await self._stream.send(data)
                     self._writing_bytes = 0
                 if self.closed:
