@@ -129,7 +129,7 @@ class HardStateFile:
 
     @classmethod
     def load(cls, files: Files) -> HardStateFile:
-        """Read and choose, repair the other slot, and make sure that both are durable."""
+        """Read and choose, repair the other slot, and make both durable."""
         if NAME not in files.list():
             raise StorageCorrupt(
                 f"{files.describe(NAME)} at offset 0: the file is missing, so term and vote are "
@@ -139,17 +139,15 @@ class HardStateFile:
         first = decode_slot(data[:SLOT_BYTES])
         second = decode_slot(data[SLOT_BYTES:])
         slot = _choose(files, first, second)
-        # What was read may be in memory only: the writer may have been killed before its sync.
-        files.sync(NAME)
+        # The right one first. It too: what was read may be in memory only (see recovery).
+        slots = sorted(enumerate((first, second)), key=lambda one: one[1] != slot)
         repaired = ""
-        for number, found in enumerate((first, second)):
+        for number, found in slots:
+            files.write(NAME, number * SLOT_BYTES, encode_slot(slot))
+            files.sync(NAME)
             if found != slot:
-                files.write(NAME, number * SLOT_BYTES, encode_slot(slot))
-                files.sync(NAME)
                 was = "did not verify" if found is None else f"had sequence {found.sequence}"
-                repaired = (
-                    f"{NAME}: slot {number} {was}, rewritten from the other ({slot.sequence})"
-                )
+                repaired = f"{NAME}: slot {number} {was}, rewritten from the other one"
         return cls(files, slot, repaired)
 
     def replace(self, state: HardState) -> None:

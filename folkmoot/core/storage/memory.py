@@ -12,8 +12,8 @@ What a power cut does here (ALICE, OSDI'14, says which file systems do worse tha
   that survives may do so in part: any prefix, to the byte, or any subset of its 512-byte blocks;
 - synced names stay. Each unsynced create, rename or unlink survives or is lost on its own. A rename
   is atomic: both its names change or neither;
-- after a failed sync nothing of that file becomes durable any more, although later syncs succeed:
-  the worst of what is known of Linux (bugs F2).
+- after a failed sync what it should have made durable is still seen, and taken for clean: later
+  syncs succeed and skip it, until it is written again. Linux does that (bugs F2).
 
 Memory is taken for what was written, not for what was preallocated; nothing is copied but what a
 write replaces, until it is synced.
@@ -55,8 +55,8 @@ class _Inode:
     data: bytearray = attrs.field(factory=bytearray)
     size_bytes: int = 0
     pending: list[_Change] = attrs.field(factory=list)
-    poisoned: bool = False
-    """A sync of it failed."""
+    beneath: _Inode | None = None
+    """What is really on the disk, once a sync has failed."""
 
     def put(self, offset: int, data: bytes) -> None:
         if offset > len(self.data):
@@ -81,6 +81,29 @@ class _Inode:
         change = _Change(size_bytes, before, None, length, self.size_bytes, size_bytes)
         self.pending.append(change)
         self.cut(size_bytes)
+
+    def sync(self) -> None:
+        if self.beneath is not None:
+            for change in self.pending:
+                self.beneath.redo(change, [(0, len(change.after or b""))])
+        self.pending.clear()
+
+    def fail_sync(self) -> None:
+        """Forget, as a kernel does, that what waits was never written."""
+        waiting = self.undo_all()
+        if self.beneath is None:
+            self.beneath = _Inode(bytearray(self.data), self.size_bytes)
+        for change in waiting:
+            self.redo(change, [(0, len(change.after or b""))])
+
+    def lose(self, rng: random.Random, survive: float) -> None:
+        """Come to what is on the disk, with what survives of the rest."""
+        waiting = self.undo_all()
+        if self.beneath is not None:
+            self.data, self.size_bytes = self.beneath.data, self.beneath.size_bytes
+            self.beneath = None
+        for change in waiting:
+            self.redo(change, _surviving_parts(rng, survive, len(change.after or b"")))
 
     def undo_all(self) -> list[_Change]:
         """Go back to what is durable; return what was undone, oldest first."""
@@ -205,10 +228,9 @@ class MemoryFiles:
         try:
             self._step("sync", name)
         except StorageError:
-            inode.poisoned = True
+            inode.fail_sync()
             raise
-        if not inode.poisoned:
-            inode.pending.clear()
+        inode.sync()
 
     def release(self, name: str) -> None:
         """Do nothing: there are no handles here."""
@@ -266,9 +288,7 @@ class MemoryFiles:
         everything = (*self._durable.values(), *self._names.values(), *named)
         inodes = {id(one): one for one in everything}
         for inode in inodes.values():
-            for change in inode.undo_all():
-                inode.redo(change, _surviving_parts(rng, survive, len(change.after or b"")))
-            inode.poisoned = False
+            inode.lose(rng, survive)
         for _, names in self._name_changes:
             if rng.random() < survive:
                 _apply(self._durable, names)

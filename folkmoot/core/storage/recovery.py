@@ -23,8 +23,10 @@ WHAT CANNOT BE TOLD APART (by anybody, FAST'18 §3.3.3): rot in the last synced 
 was written after them. `LogStore` narrows it: a mark is written at a clean close and when the log
 goes idle.
 
-What is read here may still be in memory only, if the process was killed and the machine was not. So
-all of it is synced before `durable_index` covers it.
+What is read here may still be in memory only: the process was killed and the machine was not. It
+may even be called clean there, if a sync failed (bugs F2): then a sync alone would do nothing.
+So what no mark vouches for is WRITTEN AGAIN, the same bytes at the same place, and synced, before
+`durable_index` covers it. The hard state is treated alike.
 """
 
 from __future__ import annotations
@@ -255,7 +257,6 @@ def _load_active(
     data = files.read(one.name)
     why = walk(one, data, found.compaction_index)
     tail = data[one.end :]
-    del data
     torn = None
     if why:
         claim, at = highest_claim(tail, one.tag)
@@ -266,9 +267,17 @@ def _load_active(
         torn = TornTail(where, one.end, used, why)
         # From here on nothing of the tail may parse again: zeros, durable, before any append.
         files.write(one.name, one.end, bytes(used))
+    _write_again(files, one, data)
     files.extend(one.name, one.capacity)
     files.sync(one.name)
     return one, torn
+
+
+def _write_again(files: Files, one: Segment, data: bytes) -> None:
+    """Let the next sync really write what it is to cover."""
+    start = one.offset_from(one.vouched_index + 1)
+    if start < one.end:
+        files.write(one.name, start, data[start : one.end])
 
 
 def _check_links(files: Files, found: Manifest, segments: list[Segment]) -> None:
@@ -298,6 +307,7 @@ def walk(one: Segment, data: bytes, compaction_index: int) -> str:
         if isinstance(record, str):
             return "" if not any_but_zero(data, offset) else record
         size_bytes, previous, durable, check = record
+        one.vouched_index = max(one.vouched_index, durable)
         if previous != one.chain:
             return f"chained to {previous:08x}, the record before is {one.chain:08x}"
         if size_bytes == 0:

@@ -33,8 +33,8 @@ decide when to sync, to seal or to cut (`LogStore`), nor what a bad record means
   when idle.
 - The header is durable before the first record is written, so a segment that is listed in the
   manifest has a valid header.
-- Bytes of a record are never overwritten. What is cut off (`LogStore` truncation) is left behind in
-  a sealed segment beyond its end, and appending goes on in a new one.
+- Bytes of a record are never overwritten with others. What is cut off (`LogStore` truncation) is
+  left behind in a sealed segment beyond its end, and appending goes on in a new one.
 
 Who drives it: `LogStore` and recovery.
 """
@@ -142,6 +142,8 @@ class Segment:
         self.last_term = last_term
         self.marked = False
         """Whether a mark stands at `end`, or there is no room for one."""
+        self.vouched_index = 0
+        """The highest index that a record read by recovery says was durable."""
         self._parts: list[bytes] = []
         self._staged_firsts: list[int] = []
         self._staged_offsets: list[int] = []
@@ -269,6 +271,11 @@ class Segment:
             return start, end
         last = max(beyond - 1, at + 1)
         return start, self.offsets[last] if last < count else end
+
+    def offset_from(self, index: int) -> int:
+        """Return the offset of the first batch that begins at or after `index`, or the end."""
+        at = bisect_left(self.firsts, index)
+        return self.offsets[at] if at < len(self.firsts) else self.end
 
     def first_from(self, index: int) -> int:
         """Return the index of the first batch that begins at or after `index`, or of the next."""

@@ -14,7 +14,7 @@ from folkmoot.core.errors import StorageCorrupt, StorageError, StorageFull
 from folkmoot.core.storage import hard_state
 from folkmoot.core.storage.files import DirectoryFiles
 from folkmoot.core.storage.log_store import HardState
-from folkmoot.core.storage.memory import MemoryFiles
+from folkmoot.core.storage.memory import MemoryFiles, PowerCut
 from folkmoot.core.storage.segment import HEADER_BYTES, RECORD_BYTES
 from tests.core.storage.support import SMALL, Log, Write, batch, batches, open_log
 
@@ -270,13 +270,31 @@ def test_what_recovery_found_in_memory_only_is_durable_before_it_counts() -> Non
     log = Log(files)
     log.commit(batches(1, 2), term=1)
     log.write(batches(3, 4))
-    files.fail("sync", 2)
-    with pytest.raises(StorageError):
+    files.cut_power_at = files.operations + 2
+    with pytest.raises(PowerCut):
         log.write(term=2, vote=5)
     files.kill()
     log = Log(files)
     found, state, durable_index = log.all(), log.store.hard_state, log.store.durable_index
     assert (len(found), durable_index, state) == (4, 4, HardState(2, 5))
+    files.crash(random.Random(1), survive=0.0)
+    log = Log(files)
+    assert (log.all(), log.store.hard_state) == (found, state)
+
+
+@pytest.mark.parametrize("hard_state_too", [False, True])
+def test_bug_f2_what_a_failed_sync_left_in_memory_is_written_again(hard_state_too: bool) -> None:
+    """The server stops, as it must, and is started again; the kernel still shows what it lost."""
+    files = MemoryFiles()
+    log = Log(files)
+    log.commit(batches(1, 2), term=1)
+    files.fail("sync")
+    with pytest.raises(StorageError):
+        log.commit(batches(3, 4), term=2 if hard_state_too else None)
+    log.store.close()
+    log = Log(files)
+    found, state = log.all(), log.store.hard_state
+    assert (len(found), state.term) == ((2, 2) if hard_state_too else (4, 1))
     files.crash(random.Random(1), survive=0.0)
     log = Log(files)
     assert (log.all(), log.store.hard_state) == (found, state)
