@@ -84,10 +84,11 @@ class Client:
     """
 
     def __init__(
-        self, addresses: Sequence[str], transport: Transport, config: ClientConfig | None = None
+        self,
+        addresses: Sequence[str] = (),
+        transport: Transport | None = None,
+        config: ClientConfig | None = None,
     ) -> None:
-        if not addresses:
-            raise UsageError("a client needs at least one address")
         self.config = config or ClientConfig()
         self._transport = transport
         self.core = SessionClient(
@@ -116,10 +117,17 @@ class Client:
 
     # entering and leaving
 
+    def use(self, addresses: Sequence[str], transport: Transport) -> None:
+        """Say where to connect, and how, before the client is entered."""
+        self.core.connector.addresses = list(dict.fromkeys(addresses))
+        self._transport = transport
+
     async def __aenter__(self) -> Self:
         """Start to connect. Does not wait for the network."""
         if self._was_entered:
             raise UsageError("a client is entered once: make another one")
+        if self._transport is None or not self.core.connector.addresses:
+            raise UsageError("a client needs a transport and at least one address")
         self._was_entered = True
         self._home = Home()
         self._now = self._home.clock()
@@ -147,7 +155,15 @@ class Client:
             with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
                 await self._closed.wait()
         self._tasks.cancel_scope.cancel()
-        return await self._tasks.__aexit__(exc_type, exc, traceback)
+        try:
+            if exc is None or isinstance(exc, Exception):
+                await self._tasks.__aexit__(None, None, None)  # or it would come out in a group
+                return None
+            return await self._tasks.__aexit__(exc_type, exc, traceback)
+        except BaseExceptionGroup as group:
+            if len(group.exceptions) == 1:  # the loop's own: a bug, or a listener's
+                raise group.exceptions[0] from None
+            raise
 
     # what applications see
 
@@ -415,6 +431,7 @@ class Client:
             ready.announce(state)
 
     async def _connect(self, address: str, attachment: Attachment) -> None:
+        assert self._transport is not None, "connecting without a transport"
         try:
             with anyio.fail_after(self.config.connect_timeout_s), attachment.attempt:
                 attachment.link = await self._transport.connect(

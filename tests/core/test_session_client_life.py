@@ -1,7 +1,8 @@
 """The client's session bookkeeping, rule by rule: signs of life, the local deadline, connections.
 
 Times: the session timeout is 3 s, so a sign of life is due every second, the connection is given up
-after a second of silence, and with the drift margin of 0.1 the local deadline is 2.7 s after a sign.
+after a second of silence, and with the drift margin of 0.1 the local deadline is 2.7 s after a
+sign.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def test_a_doomed_session_that_still_lives_is_closed_before_a_new_one_is_opened(
     client = expired_while_suspended()
     assert [kind for kind, _ in client.sent] == [FrameType.HELLO, FrameType.RESUME_SESSION]
     client.session()
-    assert client.sent[-1] == (FrameType.CLOSE_SESSION, (7,))
+    assert client.frames(FrameType.CLOSE_SESSION) == [(7,)]
     assert client.core.state is ConnectionState.EXPIRED
     command = client.do(client.target())
     client.receive(FrameType.SESSION_ENDED, 7, "closed", 40)
