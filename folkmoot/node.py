@@ -114,9 +114,11 @@ class Node:
         try:
             return await self._tasks.__aexit__(kind, error, trace)
         except BaseExceptionGroup as group:
-            if self.failed is not None and error is None:
+            if self.failed is not None:
                 raise self.failed from None
-            raise group from None
+            if group.exceptions == (error,):
+                return False  # the body's own exception passes through as it is
+            raise
         finally:
             if self._given_transport is None:
                 await self.transport.__aexit__(None, None, None)

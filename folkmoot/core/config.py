@@ -205,8 +205,8 @@ class NodeConfig:
                 return member
         return Member(
             node_id=self.node_id,
-            peer_address=f"peer-{self.node_id}",
-            client_address=f"node-{self.node_id}",
+            peer_address=f"peer-{self.node_id}:1",
+            client_address=f"node-{self.node_id}:1",
         )
 
 
