@@ -171,14 +171,21 @@ class Network:
 
     def elect(self, node_id: int) -> None:
         """Let `node_id` time out first, and deliver everything until it leads."""
-        for _ in range(20):
-            self.now = max(self.now, self[node_id].deadline())
+        assert self.wins(node_id), f"node {node_id} does not win: {self[node_id].status()}"
+
+    def wins(self, node_id: int, attempts: int = 20) -> bool:
+        """Let `node_id` alone time out, again and again; return whether it comes to lead."""
+        for _ in range(attempts):
             if self[node_id].role is not Role.LEADER:
+                self.now = max(self.now, self[node_id].deadline())
                 self.tick(node_id)
                 self.settle()
-            if self[node_id].role is Role.LEADER:
-                return
-        raise AssertionError(f"node {node_id} does not win: {self[node_id].status()}")
+        return self[node_id].role is Role.LEADER
+
+    def time_out(self, node_id: int) -> None:
+        """Make the election timer of `node_id` due now."""
+        self[node_id]._election._deadline = self.now
+        self.tick(node_id)
 
     def elect_with_held_disk(self, node_id: int) -> None:
         """Let `node_id` win although its disk is held; its first appends stay on the wire."""

@@ -76,8 +76,7 @@ def test_bug_a4_the_longer_log_with_the_older_last_term_loses() -> None:
         logs={1: batches(*[(1, 1)] * 9), 2: batches((1, 1), (2, 1)), 3: batches((1, 1), (2, 1))},
         hard_states=dict.fromkeys((1, 2, 3), HardState(2)),
     )
-    with pytest.raises(AssertionError, match="node 1 does not win"):
-        network.elect(1)
+    assert not network.wins(1)
     network.elect(2)
     network.run(1.0)
     assert network.nodes[1].disk.batches == network.nodes[2].disk.batches
@@ -139,10 +138,14 @@ GRAPHS = {
 def test_bug_a8_a_partial_partition_gets_one_stable_leader(graph: str, seed: int) -> None:
     count, links = GRAPHS[graph]
     network = Network(count, seed=seed)
-    network.run_until_led()
+    first = network.run_until_led()
+    before = len(network.leaders)
+    network.run(0.2)
     network.only_links(*links)
     network.run(10 * T)
     leader = network.leader
+    if 2 * (1 + sum(first in link for link in links)) > count:
+        assert (leader, len(network.leaders)) == (first, before), "it has a quorum, let it lead"
     assert leader is not None
     terms = len(network.leaders)
     network.run(100 * T)

@@ -35,8 +35,11 @@ def test_bug_b1_figure_8_an_old_entry_is_not_committed_by_counting_copies() -> N
     # (c): the old entry reaches S3, the entry of term 4 does not.
     first = to(3, [(e.receiver, e.message) for e in network.take(1, 3)], Append)
     assert [b.term for b in first[0].batches] == [4]
+    network.take(1, 2)
     network.send(1, 3, Append(4, 1, 1, 0, first[0].round, old))
+    network.send(1, 2, Append(4, 2, 2, 0, first[0].round, []))
     network.deliver(3, 1)
+    network.deliver(2, 1)
     assert network[3].log.term_at(2) == 2
     assert network[1].commit_index < 2, "a majority holds it, and yet"
     # (d): S1 crashes; S5 wins with S3 and S4 and replaces entry 2 everywhere.

@@ -73,6 +73,17 @@ def test_6_4_the_round_starts_after_the_read_arrived() -> None:
     assert server.reads == {1: 1}
 
 
+def test_6_4_the_round_starts_after_the_read_arrived_even_beside_another() -> None:
+    server = in_office()
+    read(server, 1)
+    before = server.newest_round
+    read(server, 2)
+    server.acknowledge(2, round_number=before)
+    assert server.reads == {1: 1}
+    server.acknowledge(2)
+    assert server.reads == {1: 1, 2: 1}
+
+
 def test_6_4_reads_that_wait_share_one_round() -> None:
     server = in_office()
     before = server.newest_round
