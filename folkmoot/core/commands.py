@@ -197,7 +197,12 @@ class CommandRunner:
 
     def _check_fence(self, resource_id: int, token: int) -> None:
         resource = self._directory.resources.get(resource_id)
-        if resource is None or not resource.machine.holds_grant(token):
+        try:
+            held = resource is not None and resource.machine.holds_grant(token)
+        except Exception as error:
+            assert resource is not None
+            raise fault(self._context.index, resource.describe(), "holds_grant", error) from error
+        if not held:
             raise Fenced(
                 f"the grant with token {token} of resource {resource_id} has ended: "
                 "nothing was written"
@@ -255,7 +260,12 @@ class CommandRunner:
     def _fault(self, operation: list[Any], error: Exception | str) -> MachineFault:
         context = self._context
         resource = self._directory.resources.get(context.resource_id)
-        where = f"{operation[0]}" if resource is None else resource.describe()
+        if resource is not None:
+            where = resource.describe()
+        elif type(operation[0]) is list:  # a new one
+            where = f"{operation[0][1]} {operation[0][0]!r}"
+        else:
+            where = self._directory.itself.describe()
         return fault(context.index, where, operation[1], error)
 
 

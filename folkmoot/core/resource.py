@@ -65,6 +65,8 @@ class Resource:
 
     def describe(self) -> str:
         """Name the resource in an error or a fault."""
+        if not self.id:
+            return "the directory"
         return f"{self.type_name} {self.name!r} (resource {self.id})"
 
     def _unknown(self, name: str, wanted: str) -> BadCommand:
