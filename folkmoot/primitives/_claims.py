@@ -122,6 +122,11 @@ class Claims:
             self._give_up(claim, error)
             raise
 
+    def held(self) -> Holding | None:
+        """The one that holds, if this client has it."""
+        holdings = (claim.holding for claim in self._claims.values())
+        return next((one for one in holdings if one.counts and one.end_now() is None), None)
+
     def remove(self, holding: Holding) -> None:
         """Forget a claim that nothing can be heard about any more. Idempotent."""
         claim = self._claims.pop(holding.request, None)

@@ -139,6 +139,8 @@ class Holding:
         """What came along with a grant by event."""
         self.ending: Ending | None = None
         self.counts = False
+        self.raised: GrantLost | None = None
+        """What the guarded body's statement has raised."""
         self.released: Call | None = None
         self.is_delivered = True
         self.scope: anyio.CancelScope | None = None
@@ -273,6 +275,10 @@ class Grant:
         """Whether this resource has granted it."""
         return self._holding.resource is resource
 
+    def is_over_by(self, error: BaseException) -> bool:
+        """Whether `error` is what `async with` raised for the loss of this very grant."""
+        return error is self._holding.raised
+
     def check(self) -> None:
         """Raise unless the grant is held. Cheap; may be called from any thread.
 
@@ -321,7 +327,7 @@ class Grant:
         if holding.counts:
             await holding.give_back()
         if holding.ending is not None:
-            lost = holding.error(holding.ending)
+            lost = holding.raised = holding.error(holding.ending)
             if rest is None or isinstance(rest, Exception):
                 raise lost from rest
             rest.add_note(f"Also: {lost}")  # a cancellation from outside, or an exit, goes on
