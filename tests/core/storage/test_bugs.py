@@ -295,7 +295,9 @@ def test_bug_f2_what_a_failed_sync_left_in_memory_is_written_again(hard_state_to
     log = Log(files)
     found, state = log.all(), log.store.hard_state
     assert (len(found), state.term) == ((2, 2) if hard_state_too else (4, 1))
+    seen = files.contents()
     files.crash(random.Random(1), survive=0.0)
+    assert files.contents() == seen, "all of it, and both slots"
     log = Log(files)
     assert (log.all(), log.store.hard_state) == (found, state)
 

@@ -139,6 +139,31 @@ def test_crash_at_every_operation(name: str, survive: int) -> None:
             return
 
 
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_killed_at_every_operation_and_the_power_cut_after_recovery(name: str) -> None:
+    """What a restarted server saw, and has spoken of since, a power cut must not take back."""
+    at = 0
+    while True:
+        at += 1
+        log = prepared()
+        files = disk_of(log)
+        files.cut_power_at = files.operations + at
+        step, cut = SCENARIOS[name][0], False
+        try:
+            for step in SCENARIOS[name]:
+                step.act(log)
+        except PowerCut:
+            cut = True
+        files.kill()
+        log = Log(files)
+        found, state = log.all(), log.store.hard_state
+        assert found in [list(one) for one in step.logs]
+        files.crash(random.Random(at), survive=0.0)
+        check(files, Step(lambda _: None, [found], (state,)))
+        if not cut:
+            return
+
+
 @pytest.mark.parametrize("survive", range(len(SURVIVE)))
 def test_crash_at_every_operation_of_making_a_directory(survive: int) -> None:
     at = 0
