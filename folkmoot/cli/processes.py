@@ -79,6 +79,7 @@ class LocalServer:
     def start(self) -> None:
         """Start the process, in a process group of its own: Ctrl-C is for the parent to pass on."""
         assert not self.running, f"server {self.node_id} runs already as {self.pid}"
+        self.kill()  # collect an earlier one that ended by itself
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(  # noqa: S603 - our own program
                 [*_SERVER, "--config", str(self.config_path), "--stop-with-stdin"],
