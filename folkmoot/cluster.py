@@ -75,11 +75,15 @@ def open(
         config = attrs.evolve(config or ClientConfig(), name=name)
     if url is None:
         return Cluster(None, None, machines=machines, config=config)
-    if not isinstance(url, str | os.PathLike) or not os.fspath(url):
+    if not _is_path(url):
         raise UsageError(f"open({url!r}): {_ACCEPTED}")
     if isinstance(url, str) and "://" in url:
         return Cluster(addresses_of(url), None, machines=machines, config=config)
     return Cluster(None, os.fspath(url), machines=machines, config=config)
+
+
+def _is_path(url: object) -> bool:
+    return isinstance(url, str | os.PathLike) and isinstance(os.fspath(url), str) and url != ""
 
 
 def addresses_of(url: str) -> list[str]:

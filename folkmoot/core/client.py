@@ -34,6 +34,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from folkmoot.core.attachment import Attachment, Inbox
+from folkmoot.core.clock import loop_clock
 from folkmoot.core.config import ClientConfig
 from folkmoot.core.connector import NEVER
 from folkmoot.core.effects import Effects, StateChange
@@ -130,9 +131,10 @@ class Client:
             raise UsageError("a client needs a transport and at least one address")
         self._was_entered = True
         self._home = Home()
-        self._now = self._home.clock()
+        self._now = loop_clock()
         self._wakeup = Wakeup()
         self._closed: Waiter[None] = Waiter()
+        self._loop_scope = anyio.CancelScope(shield=True)
         tasks = anyio.create_task_group()
         await tasks.__aenter__()
         self._tasks = tasks
@@ -150,10 +152,12 @@ class Client:
         assert self._tasks is not None, "left before it was entered"
         if self._running:
             self._running = False
-            self.core.close(self._now())
+            hurried = exc is not None and not isinstance(exc, Exception)
+            self.core.close(self._now(), hurried=hurried)
             self._wakeup.set()
             with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
                 await self._closed.wait()
+        self._loop_scope.cancel()
         self._tasks.cancel_scope.cancel()
         try:
             if exc is None or isinstance(exc, Exception):
@@ -348,13 +352,15 @@ class Client:
     # the loop
 
     async def _run(self) -> None:
+        """Turn until closed. Shielded: a cancelled body still needs the session to be closed."""
         core = self.core
         core.start()
         try:
-            while core.state is not ConnectionState.CLOSED:
-                now = self._turn()
-                due = min(core.deadline(), self._timeouts[0][0] if self._timeouts else NEVER)
-                await self._wakeup.wait(None if due == NEVER else max(due - now, 0.0))
+            with self._loop_scope:
+                while core.state is not ConnectionState.CLOSED:
+                    now = self._turn()
+                    due = min(core.deadline(), self._timeouts[0][0] if self._timeouts else NEVER)
+                    await self._wakeup.wait(None if due == NEVER else max(due - now, 0.0))
         finally:
             self._running = False
             core.abandon("the client was left", self._now())

@@ -7,10 +7,8 @@ The look costs a quarter of a microsecond.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from asyncio import _get_running_loop  # what `asyncio` offers to event loops; None under trio
-from collections.abc import Callable
 from typing import Any
 
 from folkmoot.core.errors import UsageError
@@ -28,14 +26,6 @@ class Home:
         """Raise UsageError, saying which, in another process, thread or event loop."""
         if self._place != (os.getpid(), threading.get_ident(), _get_running_loop()):
             raise UsageError(self._misuse())
-
-    def clock(self) -> Callable[[], float]:
-        """The clock that anyio's deadlines go by, without looking for the backend at every call."""
-        loop = self._place[2]
-        current_time: Callable[[], float] = (
-            sys.modules["trio"].current_time if loop is None else loop.time
-        )
-        return current_time
 
     def _misuse(self) -> str:
         pid, thread, _ = self._place

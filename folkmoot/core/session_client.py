@@ -96,7 +96,7 @@ class SessionClient:
         self._new_secret = new_secret
         self._effects = Effects()
         self._patience = Patience()
-        self._running = self._greeted = self._closing = False
+        self._running = self._greeted = self._closing = self._hurried = False
         self._hold_until = 0  # sequence that was in flight at the last resume
         self._refusals = 0
         self._handlers: dict[int, Callable[[float, list[Any]], None]] = {
@@ -141,11 +141,14 @@ class SessionClient:
         if self.targets.drop(target):
             self.issue(Command(self.targets.directory, "close", ([target.id],)))
 
-    def close(self, now: float) -> None:
-        """End the session: `state` becomes CLOSED when the server says so, or there is none."""
+    def close(self, now: float, *, hurried: bool = False) -> None:
+        """End the session: `state` becomes CLOSED when the server says so, or there is none.
+
+        `hurried`: do not connect again for it.
+        """
         if self._closing or self.state is ConnectionState.CLOSED:
             return
-        self._closing = True
+        self._closing, self._hurried = True, hurried
         if self.session.id == 0 or self.session.doomed:
             self.abandon("closed by the client", now)
         elif self.bound:
@@ -159,7 +162,8 @@ class SessionClient:
         for query in self.reads.end():
             self._finish(query, ClosedError("the client was closed before this was read"))
         if self.connector.address:
-            self._drop(cause, now)
+            self._disconnect(cause)
+            self.connector.failed(cause, now)
         self._effects.admin.extend(self.admin.end())
         self._running = False
         self._change(ConnectionState.CLOSED, cause)
@@ -202,6 +206,8 @@ class SessionClient:
             return
         if self.session.owns and now >= self.signs.local_deadline:
             self._doom("no sign of life was acknowledged until the local deadline", now)
+        if self._hurried and not self.bound:
+            self.abandon("closed by the client without a connection", now)
         if now >= self._patience.ends_at:
             self._drop(f"no answer within {self._patience.limit_s:g} s", now)
         if self.state is ConnectionState.CONNECTED and now >= self.signs.doubtful_at:
