@@ -36,7 +36,7 @@ import math
 from folkmoot.core.raft.messages import VoteReply, VoteRequest
 from folkmoot.core.raft.quorum import VoteResult, vote_result
 from folkmoot.core.raft.state import Role, State
-from folkmoot.core.raft.trace import MessageIgnored, VoteAnswered
+from folkmoot.core.raft.trace import VoteAnswered
 from folkmoot.core.types import NodeId
 
 _GOLDEN_RATIO = 0.6180339887498949
@@ -52,14 +52,12 @@ class Election:
     - At most one candidate per term gets this server's vote (§3.4).
     """
 
-    __slots__ = ("_deadline", "_heard_leader", "_silent_until", "_state", "_votes", "is_transfer")
+    __slots__ = ("_deadline", "_heard_leader", "_silent_until", "_state", "_votes")
 
     def __init__(self, state: State) -> None:
         self._state = state
         self._votes: dict[NodeId, bool] = {}
         self._heard_leader = -math.inf
-        self.is_transfer = False
-        """The present campaign was asked for by the old leader."""
         alone = state.configuration.is_alone(state.node_id)
         self._silent_until = -math.inf
         if state.term > 0 and not alone:
@@ -104,7 +102,6 @@ class Election:
         """Ask every other voter for its (pre-)vote in `term`, and return how it stands."""
         state = self._state
         self._votes = {state.node_id: True} if pre else {}
-        self.is_transfer = transfer
         self.reset_timer()
         request = VoteRequest(term, state.log.last_index, state.log.last_term, pre, transfer)
         for voter in sorted(state.configuration.voters | state.configuration.outgoing):
@@ -127,7 +124,6 @@ class Election:
             Role.CANDIDATE: (state.term, False),
         }.get(state.role)
         if expected != (reply.election_term, reply.pre):
-            state.effects.trace.append(MessageIgnored(sender, "VoteReply", "not this election"))
             return VoteResult.PENDING
         # A late refusal of an earlier round of questions does not take a grant back.
         self._votes[sender] = reply.granted or self._votes.get(sender, False)

@@ -9,8 +9,8 @@ base. A truncation that cuts a configuration out of the log thereby brings the o
 
 It is not a protocol: how a change is proposed, caught up and finished is not decided here.
 
-The entry's payload is msgpack of `encode()`. Addresses ride along so that every member can find
-every other, but no arithmetic looks at them.
+The entry's payload is `encode()` in the codec's bytes. Addresses ride along so that every member
+can find every other, but no arithmetic looks at them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
-import msgpack
 
 from folkmoot.core.batch import Batch, Kind
 from folkmoot.core.config import Member
 from folkmoot.core.errors import RemoteProtocolError, StorageCorrupt
 from folkmoot.core.types import NodeId
+from folkmoot.transport.codec import pack, unpack
 
 MEMBERS_MAX = 1024
 """More members than this in one configuration are refused when it is decoded."""
@@ -113,17 +113,12 @@ class Configuration:
 
     def to_payload(self) -> bytes:
         """Return the payload of a CONFIGURATION group."""
-        packed: bytes = msgpack.packb(self.encode())
-        return packed
+        return pack(self.encode())
 
     @classmethod
     def from_payload(cls, payload: bytes, index: int) -> Configuration:
         """Decode a CONFIGURATION group's payload. Raises RemoteProtocolError."""
-        try:
-            data = msgpack.unpackb(payload, strict_map_key=True)
-        except (ValueError, msgpack.UnpackException) as error:
-            raise RemoteProtocolError(f"configuration of entry {index}: {error}") from error
-        return cls.decode(data, index)
+        return cls.decode(unpack(payload), index)
 
 
 def from_batch(batch: Batch) -> Configuration:

@@ -24,8 +24,8 @@ Source: figure 3.1.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any
 
 from folkmoot.core.batch import Batch, Group
@@ -70,7 +70,7 @@ class Raft:
         configuration: Configuration,
         hard_state: HardState,
         log: LogView,
-        rng: random.Random,
+        rng: Random,
         now: float,
     ) -> None:
         """Start, or restart, from what is durable.

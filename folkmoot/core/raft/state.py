@@ -10,7 +10,7 @@ and the disk's orders cannot drift apart.
 from __future__ import annotations
 
 import enum
-import random
+from random import Random
 
 from folkmoot.core.batch import FLAG_CONFIGURATION, Batch
 from folkmoot.core.config import RaftConfig
@@ -72,7 +72,7 @@ class State:
         configuration: Configuration,
         hard_state: HardState,
         log: LogView,
-        rng: random.Random,
+        rng: Random,
         now: float,
     ) -> None:
         assert hard_state.term >= log.last_term, (
