@@ -93,7 +93,7 @@ class CommandRunner:
         repeated = min(expected - sequence, count)
         if repeated:
             last = index + repeated - 1
-            self._frame.applied.results += session.cached(sequence, sequence + repeated - 1, last)
+            self._frame.applied.results += session.cached(sequence, sequence + repeated - 1, index)
             self._frame.skip(index, last)
             operations = operations[repeated:]
         if operations:

@@ -108,13 +108,14 @@ class Session:
         """Answer commands that were applied before, from `first_sequence` up to `last_sequence`.
 
         Each answer comes with the index of its own entry. What was acknowledged is gone and
-        answered with ResultExpired, never with a null; `index` is where that was found out.
+        answered with ResultExpired, never with a null; `index` is that of the entry which repeats
+        `first_sequence`.
         """
         last = self.sequence if last_sequence is None else min(last_sequence, self.sequence)
         found: list[Results] = []
         if first_sequence <= self.low_water:
             gone = min(self.low_water, last)
-            found.append(self._gone(first_sequence, gone, index))
+            found.append(self._gone(first_sequence, gone, index + gone - first_sequence))
             first_sequence = gone + 1
         results = self.results
         at = bisect_right(results, first_sequence, key=_first_sequence) - 1
