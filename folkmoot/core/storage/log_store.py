@@ -61,8 +61,8 @@ from folkmoot.core.types import NodeId
 __all__ = ["HardState", "Identity", "LogStore", "Recovered", "WriteLike"]
 
 _BULK_BYTES = 1 << 20
-_PREPARE_BYTES = 4 << 20
-"""One step of preallocating the next segment: a few milliseconds."""
+_PREPARE_BYTES = 1 << 20
+"""One step of preallocating the next segment: some milliseconds between two commits."""
 
 
 @attrs.define
