@@ -48,7 +48,7 @@ def level(consistency: str) -> Consistency:
     try:
         return Consistency(consistency)
     except ValueError:
-        known = ", ".join(map(repr, Consistency))
+        known = ", ".join(repr(one.value) for one in Consistency)
         raise UsageError(f"consistency={consistency!r}: there are {known}") from None
 
 

@@ -163,6 +163,14 @@ async def follow(
     stop=None,
     limit=5,
 )
+@example(  # what is folded in takes its place in the order
+    before=[("set_many", dict.fromkeys(NAMES[1:], b"0"))],
+    gaps=[[]] * 5 + [[("set", "a", b"1")]],
+    prefix="",
+    start="",
+    stop=None,
+    limit=None,
+)
 @example(
     before=FULL, gaps=[[]] * 5 + [[("large clear",)]], prefix="", start="", stop=None, limit=None
 )
