@@ -402,6 +402,14 @@ def test_the_vote_is_cleared_only_when_the_term_rises() -> None:
     assert not server.ask(3, vote(1), VoteReply).granted
 
 
+def test_3_4_who_knows_the_leader_of_a_term_votes_for_nobody_else_in_it() -> None:
+    server = Single()
+    server.step(2, append(1))
+    server.now += T
+    assert not server.ask(3, vote(1), VoteReply).granted
+    assert server.raft.status()["voted_for"] is None
+
+
 def test_a_follower_resets_its_timer_when_it_votes() -> None:
     server = Single(term=1)
     server.now += 0.99 * (server.raft.deadline() - server.now)

@@ -160,6 +160,14 @@ def test_bug_k5_who_is_asked_and_does_not_lead_refuses() -> None:
     assert server.step(3, ReadIndexRequest(1, (4,))) == [(3, ReadIndexReply(1, (4,), 0))]
 
 
+def test_reads_that_are_forwarded_are_bounded() -> None:
+    server = Single(config=RaftConfig(pending_reads_max=2))
+    server.step(2, append(1))
+    read(server, 1, 2)
+    with pytest.raises(Overloaded, match="pending_reads_max"):
+        read(server, 3)
+
+
 def test_a_read_that_the_leader_refuses_is_lost() -> None:
     server = Single()
     server.step(2, append(1))

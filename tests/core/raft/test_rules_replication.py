@@ -323,7 +323,27 @@ def test_batches_read_back_too_late_are_not_sent() -> None:
     server = Single(log=old, term=1)
     server.lead_in_office()
     server.raft.log_read(NodeId(2), old)
-    assert server.turn() == []
+    assert server.turn() == [], "nobody waits for them"
+    server = Single(log=old, term=1)
+    server.raft.log.applied(8)
+    server.raft.log.limit_cache(0)
+    server.lead()
+    server.refuse(2, 8, 3)
+    assert server.last.log_reads
+    server.raft.log_read(NodeId(2), old[:2])
+    assert server.turn() == [], "they are not the next"
+    assert [r.first_index for r in server.last.log_reads] == [3]
+
+
+def test_a_failed_read_of_the_log_is_tried_again() -> None:
+    server = Single(log=batches(*[(1, 1)] * 8), term=1)
+    server.raft.log.applied(8)
+    server.raft.log.limit_cache(0)
+    server.lead()
+    server.refuse(2, 8, 3)
+    server.raft.log_read(NodeId(2), [])
+    server.turn()
+    assert [r.first_index for r in server.last.log_reads] == [3]
 
 
 def test_a_follower_below_the_prefix_is_reported_once_and_kept_in_contact() -> None:
@@ -335,6 +355,7 @@ def test_a_follower_below_the_prefix_is_reported_once_and_kept_in_contact() -> N
     (probe,) = to(2, server.wait(0.1), Append)
     assert (probe.prev_index, probe.prev_term, list(probe.batches)) == (9, 2, [])
     server.refuse(2, 9, 4)
+    server.acknowledge(2, 0)
     assert len([e for e in server.trace if isinstance(e, ProgressChanged)]) == 1
     sent = to(2, server.acknowledge(2, 9), Append)
     assert [b.first_index for m in sent for b in m.batches] == [10, 11]
@@ -372,6 +393,7 @@ def test_proposals_are_refused_beyond_the_uncommitted_bytes() -> None:
         (Append(5, 2, 1, 0, 1, batches((6, 1), after=2)), "batch of term 6"),
         (Append(5, 2, 6, 0, 1, []), "after an entry of term 6"),
         (Append(5, 1, 1, 0, 1, []), "inside a batch"),
+        (Append(5, 2, 1, 0, 1, batches((1, 1), after=2, time=3)), "log time 3 at 3 after 4"),
         (Append(5, 0, 0, 0, 1, batches((1, 1))), "ends elsewhere"),
         (
             Append(5, 2, 1, 0, 1, [*batches((1, 1), after=2, time=9), *batches((1, 1), after=3)]),
@@ -382,7 +404,7 @@ def test_proposals_are_refused_beyond_the_uncommitted_bytes() -> None:
 def test_bug_b12_an_append_that_no_leader_sends_is_refused_and_changes_nothing(
     message: Append, why: str
 ) -> None:
-    server = Single(log=batches((1, 2)), term=3)
+    server = Single(log=batches((1, 2), time=4), term=3)
     before = server.raft.status()
     with pytest.raises(RemoteProtocolError, match=why):
         server.step(2, message)
