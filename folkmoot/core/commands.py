@@ -294,6 +294,8 @@ def _carry(value: Any) -> tuple[Any, int]:
     if kind in _ATOMS or kind is float:
         return value, 8
     if kind is list or kind is tuple:
+        if _ATOMS.issuperset(map(type, value)):  # the common ones, at a third of the price
+            return list(value), 8 + 8 * len(value)
         parts = [(item, 8) if type(item) in _ATOMS else _carry(item) for item in value]
         return [item for item, _ in parts], 8 + sum(size_bytes for _, size_bytes in parts)
     if kind is dict:
