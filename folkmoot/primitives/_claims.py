@@ -203,11 +203,11 @@ class Claims:
             found.holding.revoke(Ending(payload[2], index))
 
     def on_state(self, state: ConnectionState, cause: str) -> None:
-        """End everything with its session; who holds has heard so as the client's guard."""
+        """End what waits together with its session. Who holds hears it as the client's guard."""
         if state not in (ConnectionState.EXPIRED, ConnectionState.CLOSED):
             return
         kind = SessionExpired if state is ConnectionState.EXPIRED else SessionClosed
-        for claim in list(self._claims.values()):
+        for claim in [claim for claim in self._claims.values() if not claim.holding.token]:
             error = kind(f"{claim.holding.title} was not granted before the session ended: {cause}")
             _end(claim, Ending(state.value), error)
 

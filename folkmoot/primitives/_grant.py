@@ -56,6 +56,10 @@ if TYPE_CHECKING:
     from folkmoot.primitives._claims import Claims
 
 
+RETRY_S = 0.05
+"""Pause before something is given back again that an overloaded server would not take."""
+
+
 @attrs.frozen
 class Words:
     """What one primitive calls its grants, what it raises, and where an answer has the token."""
@@ -102,14 +106,21 @@ class Insistent(Call):
         return self
 
     def finished(self) -> None:
-        """Wake whoever waits, unless it was certainly not applied: then issue it again."""
+        """Wake whoever waits, unless it was certainly not applied: then try again, a bit later."""
         if isinstance(self.error, Unavailable):
-            name, args = self._again
-            again = Insistent(self.resource, name, *args)
-            again._waiter = self._waiter
-            again.issue()
+            self.resource.client.expire_after(self, RETRY_S)
         else:
             super().finished()
+
+    def run_out(self) -> None:
+        """It is time to try again, if that is still the session that it is about."""
+        if self.resource.client.session_id != self.session_id:
+            super().finished()
+            return
+        name, args = self._again
+        again = Insistent(self.resource, name, *args)
+        again._waiter = self._waiter
+        again.issue()
 
     def withdraw(self) -> bool:
         """Do nothing: it has to arrive."""
@@ -184,7 +195,7 @@ class Holding:
             with anyio.CancelScope(shield=True) as self._shield:
                 await call.wait()
             self.is_delivered = not self._shield.cancelled_caught
-        except (SessionEnded, OutcomeUnknown):
+        except (SessionEnded, OutcomeUnknown, Unavailable):
             self.is_delivered = False
         except CommandError as error:
             # Where the cluster says why, that event came before this answer.
