@@ -50,8 +50,6 @@ from folkmoot.transport.codec import pack, unpack
 __all__ = ["Applied", "Ended", "Kept", "MachineFault", "Multiplexer", "Opened", "Results"]
 
 SNAPSHOT_VERSION = 1
-_ATOMS = frozenset({bool, bytes, type(None)})
-"""Answers that can be encoded without having been looked at."""
 
 
 class Multiplexer:
@@ -136,8 +134,8 @@ class Multiplexer:
         resource = self._to_read(operation[0])
         try:
             answer = resource.ask(context, operation[1], operation[2])
-            if type(answer) not in _ATOMS:
-                pack([[answer]])  # as deep as it stands in a frame
+            if not (_simple(answer) or (type(answer) is list and all(map(_simple, answer)))):
+                pack([[answer]])  # fails here for what its frame could not carry, so deep
         except CommandError:
             raise
         except Exception as error:
@@ -295,3 +293,12 @@ class Multiplexer:
             machine = self.directory.new_machine(type_name, config)
             resource = Resource(0, name, type_name, version, config, 0, machine)
         return resource
+
+
+def _simple(answer: Any) -> bool:
+    """Tell, at once, of the common answers that they can be encoded."""
+    if type(answer) is int:
+        return -(1 << 63) <= answer < 1 << 64
+    if type(answer) is str:
+        return answer.isascii()
+    return answer is None or type(answer) is bytes or type(answer) is bool

@@ -127,7 +127,9 @@ class Scratch(Machine):
 
     @query
     def bad(self, context: QueryContext, how: str) -> Any:
-        return {1} if how == "set" else self.items[1000]
+        answers = {"set": {1}, "large": 1 << 64, "flat": [0, -(1 << 64)], "deep": [[[[[[[]]]]]]]}
+        more = {"text": "\ud800", "nan": [float("nan")]}
+        return self.items[1000] if how == "raise" else (answers | more)[how]
 
     def on_deadline(self, context: Context, key: str) -> None:
         """What fires depends on the key: most are just reported."""

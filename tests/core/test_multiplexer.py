@@ -226,7 +226,7 @@ def test_a_wrong_read_is_a_command_error(operation: Any) -> None:
         log.mux.query(1, operation)
 
 
-@pytest.mark.parametrize("how", ["raise", "set"])
+@pytest.mark.parametrize("how", ["raise", "set", "large", "flat", "deep", "text", "nan"])
 def test_a_read_never_stops_a_server(how: str) -> None:
     log = Log()
     log.client().open("sum")
