@@ -28,10 +28,12 @@ Source: §3.5, §3.6; figure 3.1, AppendEntries.
 
 from __future__ import annotations
 
+from attrs import evolve
+
 from folkmoot.core.batch import FLAG_CONFIGURATION
 from folkmoot.core.errors import RemoteProtocolError
 from folkmoot.core.raft.membership import from_batch
-from folkmoot.core.raft.messages import Append, AppendReply
+from folkmoot.core.raft.messages import NO_ROUND, Append, AppendReply
 from folkmoot.core.raft.state import State
 from folkmoot.core.types import NodeId
 
@@ -111,8 +113,17 @@ class Follower:
             state.effects.send(leader, self._success(message, match))
 
     def refuse_old_term(self, sender: NodeId, message: Append) -> None:
-        """Answer a leader of an older term with the present one, so that it steps down (bug A9)."""
-        self._refuse(sender, message, 0, 0)
+        """Answer a leader of an older term with the present one, so that it steps down (bug A9).
+
+        The answer names no round. It carries the present term, which the sender may meanwhile lead:
+
+            1. A leads term 5, sends its round 9, which is delayed; A restarts, and counts from 1
+            2. A wins term 6 with the vote of B; now the append of step 1 reaches B
+            3. B's refusal has term 6: with round 9 in it, A would take it for B's answer to its own
+               round 9 of term 6, which a read or a lease may be waiting for
+        """
+        no_round = evolve(message, round=NO_ROUND, prev_index=0, batches=())
+        self._refuse(sender, no_round, 0, 0)
 
     def _first_new(self, message: Append) -> int:
         """Return the position of the first batch that is not in the log. Changes nothing."""

@@ -26,6 +26,8 @@ from folkmoot.core.errors import RemoteProtocolError, StorageCorrupt
 
 INTEGER_MAX = (1 << 62) - 1
 """Terms, indexes, rounds and tokens on the wire lie below this."""
+NO_ROUND = 0
+"""Rounds are counted from 1; this one is never asked and never awaited."""
 TOKENS_MAX = 4096
 """Reads in one read-index message; more travel in further messages."""
 
@@ -49,6 +51,7 @@ class AppendReply:
 
     term: int
     round: int
+    """The request's; NO_ROUND when an older term was refused."""
     success: bool
     prev_index: int
     """The request's: a refusal counts only while it answers the leader's present position."""

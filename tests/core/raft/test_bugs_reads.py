@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from folkmoot.core.raft import HardState, ReadIndexReply, Role, VoteRequest
+from folkmoot.core.raft import Append, HardState, ReadIndexReply, Role, VoteRequest
 from folkmoot.core.types import NodeId
 from tests.core.raft.network import Network, voters
 from tests.core.raft.single import Single, append, batches
@@ -153,3 +153,36 @@ def test_a_restart_with_a_term_is_silent_even_to_its_own_old_leader() -> None:
     network.send(2, 1, VoteRequest(4, 0, 0, False, False))
     assert network[1].term == 3
     assert NodeId(1) in network.nodes
+
+
+def test_a_refusal_of_an_old_append_answers_no_round_of_the_new_term() -> None:
+    """The trace of Follower.refuse_old_term, whole: found by seed 1026 of the random faults.
+
+    Node 3 was asked in term 1 and refuses in term 2, which the asker by then leads.
+    """
+    network = Network(3)
+    network.elect(1)
+    for _ in range(8):
+        network.read(1, 0)
+    late = network.take(1, 3)[-1]
+    network.settle()
+    network.crash(1)
+    network.restart(1)
+    network.partition([1, 3])
+    network.now += 2.0
+    network.elect(1)
+    network.settle()
+    network.partition([1, 2], [3])
+    assert isinstance(late.message, Append)
+    leader = network[1]._leader
+    assert leader is not None
+    while leader.newest_round < late.message.round - 1:
+        network.read(1, 0)
+    network.read(1, 7)
+    assert leader.newest_round == late.message.round
+    network.take()
+    network.heal()
+    network.deliver_one(late)
+    network.deliver(3, 1)
+    assert network[1].role is Role.LEADER
+    assert 7 not in network.nodes[1].reads, "node 3 has never been asked about it"

@@ -39,6 +39,9 @@ CAUGHT_BY: dict[str, Callable[[], object]] = {
     "no_pre_vote": A.test_bug_a7_a_server_back_from_a_partition_deposes_nobody,
     "no_stickiness": graphs,
     "old_leader_left_unanswered": A.test_bug_a9_a_server_stuck_at_a_higher_term_gets_back_in,
+    "old_append_refused_with_its_round": (
+        C.test_a_refusal_of_an_old_append_answers_no_round_of_the_new_term
+    ),
     "no_check_quorum": A.test_bug_a10_a_leader_without_a_quorum_stops_believing,
     "same_timeout_every_time": A.test_bug_a12_equal_seeds_still_elect_someone,
     "transfer_never_given_up": A.test_bug_a14_a_transfer_to_a_dead_target_ends_and_work_goes_on,

@@ -106,6 +106,11 @@ def old_leader_left_unanswered(self: Follower, sender: NodeId, message: Append) 
     return None
 
 
+@replaces(Follower, "refuse_old_term")
+def old_append_refused_with_its_round(self: Follower, sender: NodeId, message: Append) -> None:
+    self._refuse(sender, message, 1, 0)
+
+
 @replaces(Election, "_draw")
 def same_timeout_every_time(self: Election) -> float:
     return self._state.config.election_timeout_s
