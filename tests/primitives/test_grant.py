@@ -1,4 +1,4 @@
-"""Claims that are given up, and guarded bodies: real clients, a standalone server, no time passing."""
+"""Claims that are given up, and guarded bodies: real clients, a standalone server."""
 
 # ruff: noqa: PT012  # what is raised here is raised by a statement with a body
 
