@@ -3,9 +3,11 @@
 Only this function is imported to start: everything else, click included, loads where it is used.
 """
 
+from typing import NoReturn
 
-def main() -> int:
-    """Run the command that the process was started with; return its exit code."""
+
+def main() -> NoReturn:
+    """Run the command that the process was started with; exit as it says."""
     from folkmoot.cli.app import run
 
-    return run()
+    raise SystemExit(run())

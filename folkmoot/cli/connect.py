@@ -6,30 +6,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from folkmoot.core.errors import ConfigError, ConnectionLost, OperationTimeout
-from folkmoot.transport.address import format_address, parse_address
+from folkmoot.cluster import addresses_of
+from folkmoot.core.errors import ConnectionLost, OperationTimeout
 
 if TYPE_CHECKING:
     from folkmoot.cli.options import Options
     from folkmoot.cluster import Cluster
     from folkmoot.core.config import ClientConfig
-
-SCHEME = "folkmoot://"
-DEFAULT_PORT = 7400
-
-
-def addresses_of(url: str) -> list[str]:
-    """The client addresses in "folkmoot://host:port,host:port"; a port left out is 7400.
-
-    Raises ConfigError.
-    """
-    if not url.startswith(SCHEME):
-        raise ConfigError(f"{url!r} is no cluster: write {SCHEME}HOST:PORT,HOST:PORT")
-    found = []
-    for part in url.removeprefix(SCHEME).rstrip("/").split(","):
-        bare = part and (":" not in part or part.endswith("]"))
-        found.append(format_address(*parse_address(f"{part}:{DEFAULT_PORT}" if bare else part)))
-    return found
 
 
 @asynccontextmanager
@@ -40,6 +23,7 @@ async def connected(options: Options, client: ClientConfig | None = None) -> Asy
     """
     import folkmoot
 
+    addresses_of(options.url)  # or a mistyped url would be taken as the path of an embedded node
     config = client or options.load().client
     async with folkmoot.open(options.url, config=config) as cluster:
         try:

@@ -82,7 +82,8 @@ def lock(
 
     async def guarded(cluster: Cluster, run: Run) -> int:
         async with cluster.lock(name).hold(timeout=wait) as held:
-            return await run({"FOLKMOOT_LOCK": name, "FOLKMOOT_TOKEN": str(held.token)})
+            code = await run({"FOLKMOOT_LOCK": name, "FOLKMOOT_TOKEN": str(held.token)})
+        return code
 
     return _run(options, command, session_timeout, grace, guarded)
 

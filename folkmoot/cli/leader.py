@@ -81,8 +81,8 @@ def _moved(now: int, before: int, wanted: int) -> bool:
 
 
 async def _look(options: Options) -> ClusterView:
-    from folkmoot.cli.connect import addresses_of
     from folkmoot.cli.members import look
+    from folkmoot.cluster import addresses_of
 
     return await look(addresses_of(options.url), timeout_s=min(options.timeout, 2.0))
 

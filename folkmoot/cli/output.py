@@ -122,6 +122,11 @@ class Output:
         elif text:
             self.line(text)
 
+    def field(self, label: str, value: Any) -> None:
+        """One of several fields of one thing: aligned on a terminal, tab-separated in a pipe."""
+        text = printable(plain(value))
+        self.line(f"{label:<28} {text or '-'}" if self.is_terminal else f"{label}\t{text}")
+
     def revision(self, data: Mapping[str, Any]) -> None:
         """What a change answers: its revision."""
         revision = data["revision"]

@@ -127,8 +127,8 @@ async def show_sessions(options: Options) -> int:
 
 
 async def _look(options: Options) -> ClusterView:
-    from folkmoot.cli.connect import addresses_of
     from folkmoot.cli.members import look
+    from folkmoot.cluster import addresses_of
 
     return await look(addresses_of(options.url), timeout_s=min(options.timeout, ASK_TIMEOUT_S))
 
