@@ -85,6 +85,8 @@ class Event:
     index: int
     kind: str
     payload: Any
+    size_bytes: int = 0
+    """Of the keys and values in it."""
 
 
 class Backlog(Protocol):
@@ -156,7 +158,7 @@ class Feed:
             for watch in self._all():
                 watch.end(ResourceDeleted(f"{watch} has ended: the resource was deleted", index))
         else:
-            event = Event(index, kind, payload)
+            event = Event(index, kind, payload, _size_bytes(payload))
             for watch in self._addressees(event):
                 watch.take(event)
 
@@ -277,9 +279,14 @@ class Watch(Generic[C]):
             raise UsageError(f"another task is reading from {self!r}: give it a watch of its own")
         self._is_reading = True
         try:
-            return await self._next()
+            return self._pop() if self._buffer and self._first is None else await self._next()
         finally:
             self._is_reading = False
+
+    def _pop(self) -> C:
+        event = self._buffer.popleft()
+        self._size_bytes -= event.size_bytes
+        return self.source.change(event)
 
     async def _next(self) -> C:
         while self._is_open:
@@ -287,9 +294,7 @@ class Watch(Generic[C]):
                 first, self._first = self._first, None
                 return first
             if self._buffer:
-                event = self._buffer.popleft()
-                self._size_bytes -= _size_bytes(event)
-                return self.source.change(event)
+                return self._pop()
             if self._end is not None:
                 raise self._end
             if self._is_cut:
@@ -304,7 +309,7 @@ class Watch(Generic[C]):
         """Buffer an event; cut the watch where there is no room."""
         if self._is_cut or self._end is not None:
             return
-        self._size_bytes += _size_bytes(event)
+        self._size_bytes += event.size_bytes
         self._buffer.append(event)
         if len(self._buffer) > self._room or self._size_bytes > BUFFER_BYTES:
             self.cut()
@@ -365,7 +370,7 @@ class Watch(Generic[C]):
         taken = []
         while self._buffer and self._buffer[0].index <= index:
             event = self._buffer.popleft()
-            self._size_bytes -= _size_bytes(event)
+            self._size_bytes -= event.size_bytes
             taken.append(event)
         self.revision = max(self.revision, index)
         return taken
@@ -382,8 +387,7 @@ class Watch(Generic[C]):
         return f"<watch of {self._resource.type_name} {self._resource.name!r}{where}: {state}>"
 
 
-def _size_bytes(event: Event) -> int:
-    payload = event.payload
+def _size_bytes(payload: Any) -> int:
     if type(payload) is not list:
         return 0
-    return sum(len(part) for part in payload if type(part) in (bytes, str))
+    return sum([len(part) for part in payload if type(part) in (bytes, str)])
