@@ -1,1 +1,4 @@
-"""Benchmarks: Folkmoot beside what people use today, in one run, as ratios. See `python -m benchmarks --help`."""
+"""Benchmarks: Folkmoot beside what people use today, in one run, as ratios.
+
+See `python -m benchmarks --help`.
+"""

@@ -1,8 +1,9 @@
 """`python -m benchmarks`: Folkmoot beside etcd and ZooKeeper, in one run, as ratios.
 
-Three server processes of each system with fsync on, their clients in processes of their own, all on this machine. The systems take
-turns within each workload (peer, Folkmoot, peer, ...), because absolute figures move with the machine from minute to minute while ratios
-of things run next to one another hold. Prints one table of medians and ratios and writes everything to benchmarks/results/.
+Three server processes of each system with fsync on, their clients in processes of their own, all on
+this machine. The systems take turns within each workload (peer, Folkmoot, peer, ...), because
+absolute figures move with the machine from minute to minute while ratios of things run next to one
+another hold. Prints one table of medians and ratios and writes everything to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ LEASE_TWIN = {"R1l": "R1", "R2l": "R2"}
 """A lease read of Folkmoot is compared with the peer's own default read."""
 
 
-def measure(systems: list[System], workloads: list[str], seconds: float, repeats: int) -> list[dict[str, Any]]:
+def measure(
+    systems: list[System], workloads: list[str], seconds: float, repeats: int
+) -> list[dict[str, Any]]:
     """Every workload on every system, in turns."""
     rows = []
     total = len(workloads) * repeats * len(systems)
@@ -36,8 +39,12 @@ def measure(systems: list[System], workloads: list[str], seconds: float, repeats
                     continue
                 row = one(system, workload, seconds, repeat)
                 rows.append(row)
-                shown = row.get("error") or f"{row['rate']:>10,.0f}/s  p50 {row.get('p50_ms', '-')} ms"
-                print(f"[{len(rows)}/{total}] {workload:4} {system.name:16} {shown}", file=sys.stderr)
+                shown = (
+                    row.get("error") or f"{row['rate']:>10,.0f}/s  p50 {row.get('p50_ms', '-')} ms"
+                )
+                print(
+                    f"[{len(rows)}/{total}] {workload:4} {system.name:16} {shown}", file=sys.stderr
+                )
     return rows
 
 
@@ -45,7 +52,9 @@ def one(system: System, workload: str, seconds: float, repeat: int) -> dict[str,
     row: dict[str, Any] = {"system": system.name, "workload": workload, "repeat": repeat}
     before = system.processes.cpu_s()
     try:
-        result = client_run(system.name, system.address(), workload, seconds, 2 if workload == "W3" else 1)
+        result = client_run(
+            system.name, system.address(), workload, seconds, 2 if workload == "W3" else 1
+        )
     except Exception as error:  # a system that cannot do it is a finding, not the end of the run
         return {**row, "error": str(error)}
     result["server_cpu_s"] = round(system.processes.cpu_s() - before, 3)
@@ -58,20 +67,35 @@ def one(system: System, workload: str, seconds: float, repeat: int) -> dict[str,
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", nargs="*", default=WORKLOADS, choices=WORKLOADS, metavar="W", help="workloads")
-    parser.add_argument("--systems", nargs="*", default=list(SYSTEMS), choices=list(SYSTEMS), metavar="NAME")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each run, after a warm-up of 0.5 s")
+    parser.add_argument(
+        "--only", nargs="*", default=WORKLOADS, choices=WORKLOADS, metavar="W", help="workloads"
+    )
+    parser.add_argument(
+        "--systems", nargs="*", default=list(SYSTEMS), choices=list(SYSTEMS), metavar="NAME"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="of each run, after a warm-up of 0.5 s"
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--no-operations", action="store_true", help="leave out start-up, failover, idle CPU, memory")
-    parser.add_argument("--data", help="where the servers keep their data (a real disk; default: a temporary directory)")
+    parser.add_argument(
+        "--no-operations",
+        action="store_true",
+        help="leave out start-up, failover, idle CPU, memory",
+    )
+    parser.add_argument(
+        "--data",
+        help="where the servers keep their data (a real disk; default: a temporary directory)",
+    )
     arguments = parser.parse_args()
     for name in arguments.systems:
         if why := SYSTEMS[name].missing():
             print(f"left out: {name}: {why}", file=sys.stderr)
     names = [name for name in arguments.systems if not SYSTEMS[name].missing()]
     base = Path(tempfile.mkdtemp(prefix="folkmoot-bench-", dir=arguments.data))
-    systems = [SYSTEMS[name](base / name) for name in sorted(names, key=lambda name: name == "folkmoot")]
-    started = time.time()
+    systems = [
+        SYSTEMS[name](base / name) for name in sorted(names, key=lambda name: name == "folkmoot")
+    ]
+    started = time.monotonic()
     try:
         rows: list[dict[str, Any]] = []
         facts: list[dict[str, Any]] = []
@@ -93,13 +117,11 @@ def main() -> int:
         "python": sys.version.split()[0],
         "versions": {system.name: system.version for system in systems},
         "settings": {system.name: system.settings for system in systems},
-        "took_s": round(time.time() - started),
+        "took_s": round(time.monotonic() - started),
     }
     print(report.table(rows, facts, settings))
     print(f"kept in {report.keep(rows, facts, settings)}")
     return 1 if any("error" in row for row in rows if row["system"] == "folkmoot") else 0
-
-
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""A client process of a benchmark: connects to one system, runs one workload, prints one line of JSON."""
+"""A client process of a benchmark.
+
+Connects to one system, runs one workload, prints one line of JSON.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +111,10 @@ class EtcdAdapter:
 
 
 class ZooKeeperAdapter:
-    """ZooKeeper through kazoo's asynchronous calls; the lock is kazoo's recipe, in threads of its own."""
+    """ZooKeeper through kazoo's asynchronous calls.
+
+    The lock is kazoo's recipe, in threads of its own.
+    """
 
     async def connect(self, address: str) -> Adapter:
         import logging
@@ -234,7 +240,7 @@ async def work(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.workload == "preload":
         await workloads.preload(connect)
         return {"rate": 0.0, "count": workloads.KEYS}
-    await asyncio.sleep(max(0.0, arguments.go_at - time.time()))
+    await asyncio.sleep(max(0.0, arguments.go_at - time.monotonic()))
     before = sum(os.times()[:2])
     result: dict[str, Any] = await workloads.run(connect, arguments.workload, arguments.seconds)
     result["cpu_s"] = round(sum(os.times()[:2]) - before, 3)

@@ -1,4 +1,7 @@
-"""What an operator sees of three servers: start-up, idle CPU, memory, and the gap after the leader is killed."""
+"""What an operator sees of three servers.
+
+Start-up, idle CPU, memory, and the gap after the leader is killed.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,9 @@ async def _until_write(system: System, addresses: list[str], limit_s: float) -> 
 
 
 async def _gap(system: System, addresses: list[str], leader: int, limit_s: float = 30.0) -> float:
-    """Kill the leader; seconds until a client that was connected to another server has written again."""
+    """Kill the leader; seconds until a client that was connected to another server has written
+    again.
+    """
     adapters = []
     for address in addresses:
         adapter = ADAPTERS[system.name]()
@@ -81,7 +86,9 @@ async def _gap(system: System, addresses: list[str], leader: int, limit_s: float
 
 
 def _addresses(system: System, without: int | None = None) -> list[str]:
-    """One address per server, so that a client of a system that knows only one server reaches each."""
+    """One address per server, so that a client of a system that knows only one server reaches
+    each.
+    """
     if system.name == "folkmoot":
         return [system.address()]
     stride = 2 if system.name == "etcd" else 3

@@ -1,4 +1,7 @@
-"""Server processes that a benchmark starts, and what the kernel says of them. Ended by their own ids only."""
+"""Server processes that a benchmark starts, and what the kernel says of them.
+
+Ended by their own ids only.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,12 @@ class Processes:
     def start(self, number: int, command: list[str], env: dict[str, str] | None = None) -> None:
         with (self._logs / f"{number}.log").open("ab") as log:
             self.children[number] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=env,
+                start_new_session=True,
             )
 
     def kill(self, number: int) -> None:
@@ -65,7 +73,9 @@ class Processes:
         return [rss_mib(child.pid) for _, child in sorted(self.children.items())]
 
     def idle_percent(self, seconds: float = 5.0) -> float:
-        """Percent of one core that one child uses while nobody asks anything of it, the mean over all."""
+        """Percent of one core that one child uses while nobody asks anything of it, the mean over
+        all.
+        """
         before = self.cpu_s()
         time.sleep(seconds)
         return round((self.cpu_s() - before) / seconds / max(1, len(self.children)) * 100, 2)

@@ -19,7 +19,11 @@ FACTS = {
 
 
 def medians(rows: list[dict[str, Any]], system: str, workload: str, key: str) -> float | None:
-    values = [row[key] for row in rows if row["system"] == system and row["workload"] == workload and key in row]
+    values = [
+        row[key]
+        for row in rows
+        if row["system"] == system and row["workload"] == workload and key in row
+    ]
     return statistics.median(values) if values else None
 
 
@@ -31,14 +35,16 @@ def table(rows: list[dict[str, Any]], facts: list[dict[str, Any]], settings: dic
     """Medians of every workload, and the ratio of Folkmoot's to each peer's."""
     systems = list(settings["versions"])
     peers = [system for system in systems if system != "folkmoot"]
+    versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
+    titles = ["workload", *(f"{name} /s | p50 / p99 ms" for name in systems), "us CPU/op"]
+    titles += [f"x {peer}" for peer in peers]
     lines = [
-        f"medians of {settings['repeats']} runs of {settings['seconds']} s, {settings['cores']} cores, "
-        f"Python {settings['python']}; " + ", ".join(f"{name} {version}" for name, version in settings["versions"].items()),
+        f"medians of {settings['repeats']} runs of {settings['seconds']} s, "
+        f"{settings['cores']} cores, Python {settings['python']}; {versions}",
         "",
-        "| workload | " + " | ".join(f"{name} /s | p50 / p99 ms" for name in systems) + " | us CPU/op | "
-        + " | ".join(f"x {peer}" for peer in peers) + " |",
+        "| " + " | ".join(titles) + " |",
         "|---" * (2 * len(systems) + len(peers) + 2) + "|",
-    ]  # fmt: skip
+    ]
     for workload in dict.fromkeys(row["workload"] for row in rows):
         cells = []
         for system in systems:
@@ -60,7 +66,10 @@ def table(rows: list[dict[str, Any]], facts: list[dict[str, Any]], settings: dic
 def _facts(facts: list[dict[str, Any]], systems: list[str], peers: list[str]) -> list[str]:
     if not facts:
         return []
-    lines = ["", "| | " + " | ".join(systems) + " | " + " | ".join(f"x {peer}" for peer in peers) + " |"]
+    lines = [
+        "",
+        "| | " + " | ".join(systems) + " | " + " | ".join(f"x {peer}" for peer in peers) + " |",
+    ]
     lines.append("|---" * (1 + len(systems) + len(peers)) + "|")
     for key, title in FACTS.items():
         found = {}
@@ -69,7 +78,9 @@ def _facts(facts: list[dict[str, Any]], systems: list[str], peers: list[str]) ->
             found[system] = statistics.median(values) if values else None
         cells = [_cell(found[system], 2) for system in systems]
         own = found.get("folkmoot")
-        cells += ["-" if not own or not found[peer] else f"{own / found[peer]:.2f}" for peer in peers]
+        cells += [
+            "-" if not own or not found[peer] else f"{own / found[peer]:.2f}" for peer in peers
+        ]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return lines
 
@@ -78,5 +89,7 @@ def keep(rows: list[dict[str, Any]], facts: list[dict[str, Any]], settings: dict
     """Write everything to a file of its own; its name, relative to the project."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{time.strftime('%Y-%m-%d-%H%M%S', time.gmtime())}.json"
-    path.write_text(json.dumps({"settings": settings, "facts": facts, "rows": rows}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({"settings": settings, "facts": facts, "rows": rows}, indent=1) + "\n"
+    )
     return f"benchmarks/results/{path.name}"

@@ -1,6 +1,8 @@
-"""The systems that are measured: how three servers of each are started, and how a client of each does one operation.
+"""The systems that are measured: how three servers of each are started, and how a client of each
+does one operation.
 
-A system that is not installed is left out and said so. All listen on loopback only; data lies on the real disk.
+A system that is not installed is left out and said so. All listen on loopback only; data lies on
+the real disk.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ NODES = 3
 
 
 class System:
-    """Three servers of one kind. Subclasses say how one is started, who leads, and how a client connects."""
+    """Three servers of one kind.
+
+    Subclasses say how one is started, who leads, and how a client connects.
+    """
 
     name = ""
     version = ""
@@ -95,7 +100,9 @@ class Folkmoot(System):
         ]  # fmt: skip
 
     def address(self, prefer_leader: bool = True) -> str:
-        return "folkmoot://" + ",".join(f"{HOST}:{self.ports[2 * node + 1]}" for node in range(NODES))
+        return "folkmoot://" + ",".join(
+            f"{HOST}:{self.ports[2 * node + 1]}" for node in range(NODES)
+        )
 
     def leader(self) -> int:
         async def ask() -> int | None:
@@ -113,9 +120,13 @@ class Etcd(System):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        shown = subprocess.run(["etcd", "--version"], capture_output=True, text=True, check=False).stdout
+        shown = subprocess.run(
+            ["etcd", "--version"], capture_output=True, text=True, check=False
+        ).stdout
         self.version = shown.split()[2] if shown else "?"
-        self.settings = "defaults: fsync on, election timeout 1 s; client aetcd, locks by etcd's lock service"
+        self.settings = (
+            "defaults: fsync on, election timeout 1 s; client aetcd, locks by etcd's lock service"
+        )
 
     @classmethod
     def missing(cls) -> str:
@@ -129,11 +140,15 @@ class Etcd(System):
 
     def command(self, number: int) -> list[str]:
         client, peer = self.ports[2 * number], self.ports[2 * number + 1]
-        first = ",".join(f"n{node}=http://{HOST}:{self.ports[2 * node + 1]}" for node in range(NODES))
+        first = ",".join(
+            f"n{node}=http://{HOST}:{self.ports[2 * node + 1]}" for node in range(NODES)
+        )
+        data = self.directory / "data" / str(number)
+        here, there = f"http://{HOST}:{client}", f"http://{HOST}:{peer}"
         return [
-            "etcd", "--name", f"n{number}", "--data-dir", str(self.directory / "data" / str(number)),
-            "--listen-client-urls", f"http://{HOST}:{client}", "--advertise-client-urls", f"http://{HOST}:{client}",
-            "--listen-peer-urls", f"http://{HOST}:{peer}", "--initial-advertise-peer-urls", f"http://{HOST}:{peer}",
+            "etcd", "--name", f"n{number}", "--data-dir", str(data),
+            "--listen-client-urls", here, "--advertise-client-urls", here,
+            "--listen-peer-urls", there, "--initial-advertise-peer-urls", there,
             "--initial-cluster", first, "--initial-cluster-state", "new", "--log-level", "error",
         ]  # fmt: skip
 
@@ -146,7 +161,9 @@ class Etcd(System):
                 await client.connect()
                 try:
                     status = await asyncio.wait_for(client.status(), 1.0)
-                    if status.leader is not None and str(self.ports[2 * number + 1]) in str(status.leader.peer_urls):
+                    if status.leader is not None and str(self.ports[2 * number + 1]) in str(
+                        status.leader.peer_urls
+                    ):
                         return number
                 finally:
                     await client.close()
@@ -167,7 +184,9 @@ class ZooKeeper(System):
         super().__init__(directory)
         found = sorted(self.jars.glob("zookeeper-[0-9]*.jar"))
         self.version = found[0].stem.removeprefix("zookeeper-") if found else "?"
-        self.settings = "Debian's defaults: forceSync on, tickTime 2 s; client kazoo, a read is sync and get"
+        self.settings = (
+            "Debian's defaults: forceSync on, tickTime 2 s; client kazoo, a read is sync and get"
+        )
 
     @classmethod
     def missing(cls) -> str:
@@ -184,15 +203,26 @@ class ZooKeeper(System):
         data.mkdir(parents=True, exist_ok=True)
         (data / "myid").write_text(str(number + 1))
         lines = [
-            "tickTime=2000", "initLimit=10", "syncLimit=5", f"dataDir={data}", f"clientPort={self.ports[3 * number]}",
-            f"clientPortAddress={HOST}", "admin.enableServer=false", "4lw.commands.whitelist=*", "maxClientCnxns=0",
+            "tickTime=2000", "initLimit=10", "syncLimit=5", f"dataDir={data}",
+            f"clientPort={self.ports[3 * number]}", f"clientPortAddress={HOST}",
+            "admin.enableServer=false", "4lw.commands.whitelist=*", "maxClientCnxns=0",
         ]  # fmt: skip
-        for node in range(NODES):
-            lines.append(f"server.{node + 1}={HOST}:{self.ports[3 * node + 1]}:{self.ports[3 * node + 2]}")
+        lines += [
+            f"server.{node + 1}={HOST}:{self.ports[3 * node + 1]}:{self.ports[3 * node + 2]}"
+            for node in range(NODES)
+        ]
         (data / "zoo.cfg").write_text("\n".join(lines) + "\n")
         classpath = ":".join(str(jar) for jar in sorted(self.jars.glob("*.jar")))
         main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
-        return ["java", "-Xmx1g", f"-Dzookeeper.log.dir={data}", "-cp", classpath, main, str(data / "zoo.cfg")]
+        return [
+            "java",
+            "-Xmx1g",
+            f"-Dzookeeper.log.dir={data}",
+            "-cp",
+            classpath,
+            main,
+            str(data / "zoo.cfg"),
+        ]
 
     def leader(self) -> int:
         def ask() -> int | None:
@@ -216,19 +246,25 @@ class ZooKeeper(System):
 SYSTEMS: dict[str, type[System]] = {kind.name: kind for kind in (Folkmoot, Etcd, ZooKeeper)}
 
 
-def client_run(system: str, address: str, workload: str, seconds: float, processes: int = 1) -> dict[str, Any]:
+def client_run(
+    system: str, address: str, workload: str, seconds: float, processes: int = 1
+) -> dict[str, Any]:
     """Run a workload in one or more client processes at once and add up what they report."""
     command = [
         sys.executable, "-m", "benchmarks.client",
         "--system", system, "--address", address, "--workload", workload, "--seconds", str(seconds),
-        "--go-at", str(time.time() + (2.0 if processes > 1 else 0.0)),
+        "--go-at", str(time.monotonic() + (2.0 if processes > 1 else 0.0)),
     ]  # fmt: skip
-    children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+    children = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)
+    ]
     reports = []
     for child in children:
         output, _ = child.communicate(timeout=seconds + 120)
         if child.returncode:
-            raise RuntimeError(f"{system} {workload}: the client process ended with status {child.returncode}")
+            raise RuntimeError(
+                f"{system} {workload}: the client process ended with status {child.returncode}"
+            )
         reports.append(json.loads(output.strip().splitlines()[-1]))
     merged = dict(reports[0])
     if len(reports) > 1:

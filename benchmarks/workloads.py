@@ -2,12 +2,12 @@
 
 W1 one client, sequential durable writes       R1 the same, linearizable reads
 W2 64 writers in one process                   R2 64 readers in one process
-W3 256 writers in two processes (128 in each)  R1l, R2l the same reads with the consistency "lease", where a system has it
-L1 uncontended acquire and release pairs       L2 32 contenders on one lock, hand-offs
-E1a one write to its watcher, latency          E1b fan-out of writes to 100 watchers
+W3 256 writers in two processes (128 in each)  R1l, R2l the same reads with the consistency "lease",
+where a system has it L1 uncontended acquire and release pairs       L2 32 contenders on one lock,
+hand-offs E1a one write to its watcher, latency          E1b fan-out of writes to 100 watchers
 
-Values have 100 bytes, keys are taken from 10,000. A rate is counted over `seconds` after a warm-up; a latency is that of one
-operation as its caller sees it.
+Values have 100 bytes, keys are taken from 10,000. A rate is counted over `seconds` after a warm-up;
+a latency is that of one operation as its caller sees it.
 """
 
 from __future__ import annotations
@@ -142,7 +142,9 @@ async def watch_latency(connect: Connect, seconds: float) -> dict[str, float]:
 
 
 async def fan_out(connect: Connect, seconds: float, writers: int = 8) -> dict[str, float]:
-    """E1b: events per second that reach 100 watchers of one key in one process, 8 writes outstanding."""
+    """E1b: events per second that reach 100 watchers of one key in one process, 8 writes
+    outstanding.
+    """
     writer, reader = await connect(), await connect()
     events = writes = 0
 
