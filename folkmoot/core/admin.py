@@ -38,9 +38,9 @@ def status(replica: Replica, arguments: list[Any], now: float) -> dict[str, Any]
                 "voter": node_id in configuration.voters,
                 "match_index": raft.last_index
                 if node_id == replica.node_id
-                else known.get("match"),
+                else known.get("match_index"),
                 "state": "self" if node_id == replica.node_id else known.get("state"),
-                "last_contact_s": known.get("last_contact_s"),
+                "last_contact_s": known.get("silent_s"),
             }
         )
     return {
