@@ -170,7 +170,9 @@ async def _restart(scene: Scene, cluster: LocalCluster) -> None:
 def _has_caught_up(scene: Scene, node_id: int) -> bool:
     members = scene.view.members if scene.view else ()
     found = next((member for member in members if member.node_id == node_id), None)
-    return found is not None and found.status is not None and (found.lag or 0) < CAUGHT_UP_LAG
+    if found is None or found.status is None or found.lag is None:
+        return False
+    return found.lag < CAUGHT_UP_LAG
 
 
 async def _look(scene: Scene, cluster: LocalCluster) -> None:
@@ -220,6 +222,7 @@ async def shown(scene: Scene, out: Output) -> AsyncIterator[None]:
             with Live(console=out.console(), auto_refresh=False) as live:
                 tasks.start_soon(_redraw, scene, live)
                 yield
+                live.vertical_overflow = "visible"
                 live.update(demo_view.live(scene), refresh=True)
         tasks.cancel_scope.cancel()
 
@@ -241,5 +244,5 @@ async def _redraw(scene: Scene, live: Live) -> None:
     from folkmoot.cli import demo_view
 
     while True:
-        live.update(demo_view.live(scene), refresh=True)
+        live.update(demo_view.live(scene, live.console.height), refresh=True)
         await anyio.sleep(REDRAW_INTERVAL_S)

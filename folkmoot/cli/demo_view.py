@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from folkmoot.cli.demo_scene import Happening, Scene
     from folkmoot.cli.processes import LocalCluster
 
-HAPPENINGS_SHOWN = 12
+_LINES_ABOVE = 20
+"""What stands above the happenings on a terminal: they get the rest."""
+_HAPPENINGS_MIN = 3
 
 NEXT = (
     ("folkmoot up", "a cluster of your own on this machine"),
@@ -44,8 +46,8 @@ def progress_line(scene: Scene) -> str:
     return f"{scene.now_s:6.2f} s  {counts}; {scene.rate():,.0f} writes/s"
 
 
-def live(scene: Scene) -> RenderableType:
-    """The whole, for a terminal."""
+def live(scene: Scene, height: int | None = None) -> RenderableType:
+    """The whole, for a terminal of so many lines; None: with all happenings."""
     from rich.console import Group
     from rich.text import Text
 
@@ -60,10 +62,11 @@ def live(scene: Scene) -> RenderableType:
     if scene.view is not None:
         parts.append(render(scene.view))
     if scene.tallies:
-        parts.append(_tallies(scene))
+        parts += [Text(), _tallies(scene), Text()]
+    room = 0 if height is None else max(_HAPPENINGS_MIN, height - _LINES_ABOVE)
     parts += [
         Text.assemble((f"{happening.at_s:6.2f} s  ", "dim"), (happening.text, happening.style))
-        for happening in scene.happenings[-HAPPENINGS_SHOWN:]
+        for happening in scene.happenings[-room:]
     ]
     return Group(*parts)
 
@@ -73,7 +76,7 @@ def _tallies(scene: Scene) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     table.add_column("clients at work", min_width=16)
     table.add_column("acknowledged", justify="right")
     table.add_column("", min_width=44)
@@ -82,8 +85,9 @@ def _tallies(scene: Scene) -> RenderableType:
         style = {None: "", True: "green", False: "bold red"}[tally.good]
         text = mark + (tally.verdict or tally.detail)
         table.add_row(tally.title, f"{tally.done:,}", Text(text, style))
-    table.caption = f"{scene.rate():,.0f} writes/s acknowledged"
-    table.caption_justify = "left"
+    table.columns[1].footer = f"{scene.done:,}"
+    table.columns[2].footer = f"{scene.rate():,.0f} a second"
+    table.show_footer = True
     return table
 
 
@@ -108,11 +112,13 @@ def summary(scene: Scene, out: Output, cluster: LocalCluster) -> None:
         f"  recovery after SIGKILL of the leader (node {scene.killed_node}): {took}",
         "",
     ]
+    shown_above = out.is_terminal
     lines += [
         f"  {'ok  ' if tally.good else 'BAD '} {tally.title:<10} {tally.verdict}"
         for tally in scene.tallies.values()
+        if not shown_above
     ]
-    lines += ["", "Next:"]
+    lines += ["Next:"] if shown_above else ["", "Next:"]
     lines += [f"  {command:<30} {text}" for command, text in NEXT]
     for line in lines:
         out.line(line)

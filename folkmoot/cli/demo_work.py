@@ -279,7 +279,7 @@ class Messages:
             task_status.started()
             async for message in messages:
                 if isinstance(message, Message):  # a Resync would be seen as missing messages
-                    received.append(int(message.value))
+                    received.append(int(message.value))  # noqa: PERF401
 
     async def check(self, scene: Scene, cluster: Cluster) -> str:
         """Each subscriber has what was acknowledged, once and in order."""
@@ -295,8 +295,8 @@ class Messages:
                 scene.fault(f"topic: subscriber {number} received out of order")
             if strange := {*received} - {*self._published} - self._doubt:
                 scene.fault(f"topic: subscriber {number} received what nobody sent: {strange}")
-        each = f"{len(self._received)} subscribers received each exactly once, in order"
-        return f"{len(self._published):,} messages acknowledged; {each}"
+        each = f"{len(self._received)} subscribers got each once, in order"
+        return f"{len(self._published):,} messages acknowledged, {each}"
 
     def _missing(self, received: list[int]) -> set[int]:
         return {*self._published} - {*received}

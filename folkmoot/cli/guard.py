@@ -83,7 +83,7 @@ def lock(
     async def guarded(cluster: Cluster, run: Run) -> int:
         async with cluster.lock(name).hold(timeout=wait) as held:
             code = await run({"FOLKMOOT_LOCK": name, "FOLKMOOT_TOKEN": str(held.token)})
-        return code
+        return code  # noqa: RET504 - the context might have swallowed an error
 
     return _run(options, command, session_timeout, grace, guarded)
 

@@ -180,7 +180,7 @@ def _rich_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for key, heading in columns.items():
         table.add_column(heading, justify="right" if key in right else "left", overflow="fold")
     for row in rows:

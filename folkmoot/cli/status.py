@@ -173,7 +173,7 @@ def render(view: ClusterView, commits_per_s: float | None = None) -> RenderableT
     if commits_per_s is not None:
         parts.append((f"{commits_per_s:,.0f} commits/s", ""))
     line = Text(" · ").join(Text(text, style) for text, style in parts)
-    return Group(line, _table(view))
+    return Group(line, Text(), _table(view))
 
 
 def _table(view: ClusterView) -> RenderableType:
@@ -184,7 +184,7 @@ def _table(view: ClusterView) -> RenderableType:
     found = rows(view)
     troubled = any(row["trouble"] for row in found)
     columns = {key: title for key, title in COLUMNS.items() if key != "trouble" or troubled}
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for key, title in columns.items():
         table.add_column(title, justify="right" if key in _RIGHT else "left")
     for row in found:
