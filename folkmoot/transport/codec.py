@@ -101,7 +101,7 @@ def unpack(data: bytes) -> Any:
 
 
 def _scan(data: bytes) -> None:
-    """Parse without building anything. Raises ValueError when too deep, short, long or wrong."""
+    """Parse without building anything. Raises ValueError when too deep, too short or wrong."""
     if _container_headers(data) is not None:
         return
     parser = msgpack.Unpacker(max_buffer_size=len(_FILLER) + len(data) + 1)
@@ -113,9 +113,6 @@ def _scan(data: bytes) -> None:
         raise ValueError(f"nested more than {DEPTH_MAX} deep") from None
     except msgpack.OutOfData:
         raise ValueError("it ends before what it announces") from None
-    left = len(_FILLER) + len(data) - parser.tell()
-    if left:
-        raise ValueError(f"{left} bytes are left over behind the value")
 
 
 def _container_headers(data: bytes) -> bytes | None:

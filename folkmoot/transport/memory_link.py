@@ -46,7 +46,8 @@ class _Mark(enum.Enum):
 class Lane:
     """One direction of a connection.
 
-    - Things arrive in the order in which they were carried, also when the delay shrinks.
+    - Things arrive in the order in which they were carried: when the delay has shrunk, what is
+      due early waits behind what is due late.
     - Nothing is behind a mark.
     - A move is asked for whenever something is in it that can pass.
     """
@@ -57,7 +58,6 @@ class Lane:
         self.unsent_bytes = 0
         self._route = route
         self._under_way: deque[tuple[float, bytes | _Mark]] = deque()
-        self._last_due = 0.0
         self._move_asked = False
         route.enter(self)
 
@@ -70,8 +70,7 @@ class Lane:
         """Send it on its way."""
         self._route.enter(self)
         now = self.source.owner.turns.now()
-        self._last_due = max(self._last_due, now + self._route.delay_of(*self.hosts))
-        self._under_way.append((self._last_due, thing))
+        self._under_way.append((now + self._route.delay_of(*self.hosts), thing))
         if isinstance(thing, bytes):
             self.unsent_bytes += len(thing)
         self.move_soon()

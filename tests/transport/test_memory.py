@@ -215,6 +215,22 @@ def test_delays_pass_in_virtual_time_one_way_and_in_order() -> None:
     assert arrived == [(0, b"at once"), (5, b"slow"), (5, b"not before slow"), (6.5, b"quicker")]
 
 
+def test_a_cut_holds_what_is_already_on_its_way() -> None:
+    async def body() -> None:
+        world = World("memory")
+        async with world.pair() as pair:
+            world.network.delay("client", "server", 1.0)
+            pair.near.send(frame("late"))
+            await settle()
+            world.network.cut("client", "server")
+            await anyio.sleep(2)
+            assert pair.far_notes.frames == []
+            world.network.heal()
+            await pair.far_notes.until_frames(1)
+
+    on_virtual_time(body)
+
+
 def test_connecting_takes_a_round_trip() -> None:
     async def body() -> float:
         world = World("memory")

@@ -15,6 +15,7 @@ import pytest
 from folkmoot.core.errors import ConfigError, ConnectionLost
 from folkmoot.transport import tcp
 from folkmoot.transport.frame import encode_frame
+from folkmoot.transport.link import Link
 from folkmoot.transport.protocol_link import ProtocolLink
 from folkmoot.transport.stream_link import StreamLink
 from folkmoot.transport.tcp import TcpTransport
@@ -152,6 +153,47 @@ async def test_a_peer_that_never_ends_its_side_is_not_waited_for(world: World) -
             await notes.until(lambda notes: notes.reasons)
             assert peer.recv(100) == frame("bye")
     assert notes.reasons == ["enough"]
+
+
+async def test_a_refusal_reaches_a_peer_that_goes_on_sending(world: World) -> None:
+    """Closing a socket with unread bytes in it would reset it, and destroy what was said last."""
+    async with world.link_transport(close_timeout_s=SAFETY_S) as transport:
+        notes = Notes()
+        listener = await transport.listen(f"{HOST}:0", notes.on_link, frame_bytes_max=1000)
+
+        def refuse(link: Link, frames: Any) -> None:
+            link.send(frame("refused"))
+            link.close("refused")
+
+        notes.on_batch = refuse
+        with raw_connection(listener.address) as peer:
+            peer.sendall(frame("hello"))
+            await notes.until_frames(1)
+            for _ in range(20):
+                peer.sendall(bytes(50_000))
+                await anyio.lowlevel.checkpoint()
+            await anyio.to_thread.run_sync(peer.sendall, bytes(5_000_000))
+            assert peer.recv(100) == frame("refused")
+            assert peer.recv(100) == b"", "not an end, but a reset"
+            assert notes.reasons == []
+        await notes.until(lambda notes: notes.reasons)
+    assert notes.reasons == ["refused"]
+    assert notes.batches == [1]
+
+
+async def test_a_name_with_both_kinds_of_addresses_is_listened_on_by_ipv4(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def both(host: str, port: int, **options: Any) -> Any:
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (HOST, port)),
+        ]
+
+    async with world.link_transport() as transport:
+        monkeypatch.setattr(anyio, "getaddrinfo", both)
+        listener = await transport.listen("both:0", Notes().on_link, frame_bytes_max=100)
+        assert listener.address.startswith(f"{HOST}:")
 
 
 async def test_a_connection_attempt_can_be_cancelled(world: World) -> None:
