@@ -67,12 +67,14 @@ def test_a_payload_that_goes_to_many_is_encoded_once() -> None:
 
 def test_sets_of_sessions_are_published_in_order() -> None:
     log = Log()
-    clients = [log.client() for _ in range(5)]
+    for _ in range(8):
+        log.client()
     context = log.mux._frame.context
     log.mux._frame.begin(0)
     context.index = log.mux.index + 1
-    context.publish({client.id for client in reversed(clients)}, "x")
-    assert list(context.dirty) == [client.id for client in clients]
+    assert list({1, 8}) == [8, 1], "the order that a small set happens to have"
+    context.publish({1, 8}, "x")
+    assert list(context.dirty) == [1, 8]
 
 
 def test_bug_h3_a_new_leader_has_the_same_events_and_no_others() -> None:
@@ -138,6 +140,21 @@ def test_events_of_a_deleted_resource_are_dropped_without_a_resync() -> None:
     writer.do(resource, "tell", [watcher.id] * MAX, "x", 0, False)
     writer.do(0, "delete", resource)
     assert watcher.kinds() == ["deleted"]
+
+
+def test_one_entry_cannot_fill_memory_before_it_is_settled() -> None:
+    log = Log(LimitsConfig(session_events_max=MAX))
+    client = log.client()
+    session = log.mux.sessions.get(client.id)
+    context = log.mux._frame.context
+    assert session is not None
+    log.mux._frame.begin(0)
+    context.index, context.resource_id = log.mux.index + 1, 7
+    context.publish([client.id] * 1000, "x")
+    assert session.events.count == MAX + 1
+    assert context.overflowed == {client.id: {7}}
+    context.publish([client.id] * 3, "grant", keep=True)
+    assert session.events.count == MAX + 4, "what may not be dropped is not"
 
 
 def test_what_is_published_after_the_overflow_in_the_same_entry_is_dropped_too() -> None:
