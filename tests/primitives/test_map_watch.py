@@ -125,6 +125,7 @@ async def follow(
             world.resource.deliver()
             while changes._first or changes._buffer or changes._is_cut:
                 change = await anext(changes)
+                world.resource.deliver()  # what happened while the state was read
                 if isinstance(change, Resync):
                     state, revision = dict(change.snapshot), change.revision
                     assert state == world.at(revision, prefix)
@@ -140,7 +141,6 @@ async def follow(
                 else:
                     assert isinstance(change, Deleted)
                     del state[change.key]
-                world.resource.deliver()
         assert state == world.at(world.harness.index, prefix)
     assert world.resource.listeners == []
     assert not world.harness.machine._subscriptions  # type: ignore[attr-defined]
