@@ -39,12 +39,7 @@ from folkmoot.primitives._options import (
 )
 from folkmoot.primitives._values import Codec, CodecName, Values
 from folkmoot.primitives._watch import BUFFER_EVENTS, Resync, Watch
-from folkmoot.primitives.map_machine import (
-    ANY,
-    KEEP,
-    PAGE_KEYS_MAX,
-    MapMachine,
-)
+from folkmoot.primitives.map_machine import ANY, KEEP, PAGE_KEYS_MAX, MapMachine
 from folkmoot.primitives.map_types import (
     Changed,
     Deleted,
