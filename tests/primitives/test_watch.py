@@ -292,4 +292,12 @@ async def test_a_small_buffer_is_no_hindrance_to_reading_the_state() -> None:
 
     world.resource.meanwhile = change
     async with world.counter.watch(initial=True, buffer=1) as changes:
+        world.resource.meanwhile = lambda: None
+        assert isinstance(await anext(changes), Resync)
+        while changes._buffer:
+            await anext(changes)
+        world.do("add", 1)
+        assert isinstance(await anext(changes), Counted)
+        world.do("add", 1)
+        world.do("add", 1)  # for reading it needed room; now it has its bound again
         assert isinstance(await anext(changes), Resync)
