@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from folkmoot.primitives.election import Election
     from folkmoot.primitives.lock import Lock
     from folkmoot.primitives.map import Changed, Deleted, Map, Resync
+    from folkmoot.primitives.topic import Topic
 
 __all__ = [
     "BadCommand",
@@ -118,6 +119,7 @@ __all__ = [
     "StorageError",
     "StorageFull",
     "TooLarge",
+    "Topic",
     "Unavailable",
     "UsageError",
     "WouldBlock",
@@ -181,6 +183,7 @@ _HOMES = {
     "StorageError": "folkmoot.core.errors",
     "StorageFull": "folkmoot.core.errors",
     "TooLarge": "folkmoot.core.errors",
+    "Topic": "folkmoot.primitives.topic",
     "Unavailable": "folkmoot.core.errors",
     "UsageError": "folkmoot.core.errors",
     "WouldBlock": "folkmoot.core.errors",
