@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overload
 
 import anyio
 import attrs
@@ -31,11 +31,11 @@ from folkmoot.primitives.counter import Counter
 from folkmoot.primitives.election import Election
 from folkmoot.primitives.lock import Lock
 from folkmoot.primitives.map import Map
+from folkmoot.primitives.topic import Topic
 from folkmoot.transport.address import format_address, parse_address
 
 if TYPE_CHECKING:
     from folkmoot.primitives._values import Codec, CodecName
-    from folkmoot.primitives.topic import Topic
 
 V = TypeVar("V")
 
@@ -114,6 +114,15 @@ class ResourceInfo:
     config: Mapping[str, Any]
     sessions: int
     """How many sessions have it open."""
+
+
+class Retention(TypedDict, total=False):
+    """How many of its newest messages a topic keeps; what is not given has a default."""
+
+    count: int
+    bytes: int
+    age: Duration
+    """Seconds of log time."""
 
 
 class Cluster:
@@ -209,15 +218,35 @@ class Cluster:
 
     @overload
     def topic(
-        self, name: str, type: None = None, *, codec: CodecName | Codec[Any] = "msgpack"
+        self,
+        name: str,
+        type: None = None,
+        *,
+        codec: CodecName | Codec[Any] = "msgpack",
+        **retention: Unpack[Retention],
     ) -> Topic[Any]: ...
     @overload
-    def topic(self, name: str, type: type[V], *, codec: CodecName = "msgpack") -> Topic[V]: ...
-    def topic(self, name: str, type: Any = None, *, codec: Any = "msgpack") -> Topic[Any]:
-        """Return the topic of that name; messages of `type`."""
-        from folkmoot.primitives.topic import Topic
-
-        return Topic(self._client.resource(name, "topic"), type, codec=codec)
+    def topic(
+        self,
+        name: str,
+        type: type[V],
+        *,
+        codec: CodecName = "msgpack",
+        **retention: Unpack[Retention],
+    ) -> Topic[V]: ...
+    def topic(
+        self,
+        name: str,
+        type: Any = None,
+        *,
+        codec: Any = "msgpack",
+        **retention: Unpack[Retention],
+    ) -> Topic[Any]:
+        """Return the topic of that name; messages of `type`, retained up to `count`, `bytes`,
+        `age`.
+        """
+        config = Topic.configuration(**retention)
+        return Topic(self._client.resource(name, "topic", config=config), type, codec=codec)
 
     def resource(
         self, machine: type[Machine], name: str, config: Mapping[str, Any] | None = None

@@ -23,7 +23,7 @@ Sent = tuple[FrameType, Any]
 
 
 def decode_sent(data: bytes) -> list[Sent]:
-    """Frames as (type, fields); COMMANDS as (session, first, low water, event index, operations)."""
+    """Frames as (type, fields); COMMANDS as (session, first, low water, event index, [...])."""
     found: list[Sent] = []
     for frame_type, _, body in FrameReader(1 << 26).feed(data):
         kind = FrameType(frame_type)

@@ -156,6 +156,10 @@ class Standalone:
     def now_ms(self) -> int:
         return int((anyio.current_time() - self._started_at) * 1000) + self._skew_ms
 
+    def has_applied(self, index: int) -> bool:
+        """Whether there are so many entries."""
+        return self.multiplexer.index >= index
+
     # knobs
 
     def cut(self, reason: str = "cut by the test") -> None:
