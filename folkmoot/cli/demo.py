@@ -113,7 +113,7 @@ async def play(scene: Scene, cluster: LocalCluster, pace: float) -> None:
             await anyio.sleep(AFTER_KILL_S * pace)
             await _restart(scene, cluster)
             await anyio.sleep(AFTER_RESTART_S * pace)
-            scene.working = False
+            scene.working, scene.ended_at_s = False, scene.now_s
             workers.cancel_scope.deadline = anyio.current_time() + FINISH_TIMEOUT_S
         if workers.cancel_scope.cancelled_caught:
             scene.fault(f"a client was still waiting {FINISH_TIMEOUT_S:g} s after the end")
@@ -219,11 +219,12 @@ async def shown(scene: Scene, out: Output) -> AsyncIterator[None]:
         else:
             from rich.live import Live
 
-            with Live(console=out.console(), auto_refresh=False) as live:
+            console = out.console()
+            with Live(console=console, auto_refresh=False, transient=True) as live:
                 tasks.start_soon(_redraw, scene, live)
                 yield
-                live.vertical_overflow = "visible"
-                live.update(demo_view.live(scene), refresh=True)
+            # What stays is not bound to the height of the terminal.
+            console.print(demo_view.live(scene))
         tasks.cancel_scope.cancel()
 
 

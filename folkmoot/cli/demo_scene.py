@@ -55,6 +55,8 @@ class Scene:
     killed_at_s: float | None = None
     recovered_at_s: float | None = None
     """When the first write that was issued after the kill was acknowledged."""
+    ended_at_s: float = 0.0
+    """When the workers were told to stop."""
     writes: list[float] = attrs.field(factory=list)
     """When the acknowledged writes were: for the rate, and for the longest silence."""
     _begun: float = attrs.field(factory=time.monotonic)
@@ -116,7 +118,7 @@ class Scene:
         return {
             "good": not self.faults,
             "faults": self.faults,
-            "seconds": round(self.now_s, 3),
+            "seconds": round(self.ended_at_s, 3),
             "operations": self.done,
             "killed_node": self.killed_node,
             "recovery_ms": None if recovery_s is None else round(recovery_s * 1000, 1),

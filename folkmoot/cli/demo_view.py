@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from folkmoot.cli.demo_scene import Happening, Scene
     from folkmoot.cli.processes import LocalCluster
 
-_LINES_ABOVE = 20
+_LINES_ABOVE = 19
 """What stands above the happenings on a terminal: they get the rest."""
 _HAPPENINGS_MIN = 3
 
@@ -60,7 +60,7 @@ def live(scene: Scene, height: int | None = None) -> RenderableType:
         Text(),
     ]
     if scene.view is not None:
-        parts.append(render(scene.view))
+        parts.append(render(scene.view, with_trouble=False))
     if scene.tallies:
         parts += [Text(), _tallies(scene), Text()]
     room = 0 if height is None else max(_HAPPENINGS_MIN, height - _LINES_ABOVE)
@@ -79,15 +79,12 @@ def _tallies(scene: Scene) -> RenderableType:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     table.add_column("clients at work", min_width=16)
     table.add_column("acknowledged", justify="right")
-    table.add_column("", min_width=44)
+    table.add_column(f"{scene.done:,} in all, {scene.rate():,.0f} a second", min_width=44)
     for tally in scene.tallies.values():
         mark = {None: "", True: "✓ ", False: "✗ "}[tally.good]
         style = {None: "", True: "green", False: "bold red"}[tally.good]
         text = mark + (tally.verdict or tally.detail)
         table.add_row(tally.title, f"{tally.done:,}", Text(text, style))
-    table.columns[1].footer = f"{scene.done:,}"
-    table.columns[2].footer = f"{scene.rate():,.0f} a second"
-    table.show_footer = True
     return table
 
 
@@ -107,7 +104,7 @@ def summary(scene: Scene, out: Output, cluster: LocalCluster) -> None:
         lines += ["Nothing was lost."]
     lines += [
         "",
-        f"  {scene.done:,} operations acknowledged in {scene.now_s:.0f} s by "
+        f"  {scene.done:,} operations acknowledged in {scene.ended_at_s:.0f} s by "
         f"{len(cluster.servers)} servers that fsync every write",
         f"  recovery after SIGKILL of the leader (node {scene.killed_node}): {took}",
         "",

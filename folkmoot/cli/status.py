@@ -156,7 +156,9 @@ def rows(view: ClusterView) -> list[dict[str, Any]]:
     ]
 
 
-def render(view: ClusterView, commits_per_s: float | None = None) -> RenderableType:
+def render(
+    view: ClusterView, commits_per_s: float | None = None, *, with_trouble: bool = True
+) -> RenderableType:
     """The members for a terminal: one line on the whole, then a table."""
     from rich.console import Group
     from rich.text import Text
@@ -173,16 +175,16 @@ def render(view: ClusterView, commits_per_s: float | None = None) -> RenderableT
     if commits_per_s is not None:
         parts.append((f"{commits_per_s:,.0f} commits/s", ""))
     line = Text(" · ").join(Text(text, style) for text, style in parts)
-    return Group(line, Text(), _table(view))
+    return Group(line, Text(), _table(view, with_trouble))
 
 
-def _table(view: ClusterView) -> RenderableType:
+def _table(view: ClusterView, with_trouble: bool) -> RenderableType:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     found = rows(view)
-    troubled = any(row["trouble"] for row in found)
+    troubled = with_trouble and any(row["trouble"] for row in found)
     columns = {key: title for key, title in COLUMNS.items() if key != "trouble" or troubled}
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for key, title in columns.items():
