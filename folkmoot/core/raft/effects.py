@@ -30,7 +30,6 @@ an argument, and can be checked from outside.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 
 import attrs
 
@@ -287,8 +286,3 @@ class Effects:
 
 def _claims_beyond(message: Message, index: int) -> bool:
     return type(message) is AppendReply and message.success and message.match_index > index
-
-
-def tokens_in_parts(tokens: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Split `tokens` into runs of at most `size`, one per message."""
-    return [tokens[i : i + size] for i in range(0, len(tokens), size)]

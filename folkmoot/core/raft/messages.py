@@ -25,11 +25,9 @@ from folkmoot.core.batch import Batch, decode_batch
 from folkmoot.core.errors import RemoteProtocolError, StorageCorrupt
 
 INTEGER_MAX = (1 << 62) - 1
-"""Terms, indexes, rounds and tokens on the wire lie below this."""
+"""Terms, indexes, rounds and questions on the wire lie below this."""
 NO_ROUND = 0
 """Rounds are counted from 1; this one is never asked and never awaited."""
-TOKENS_MAX = 4096
-"""Reads in one read-index message; more travel in further messages."""
 
 
 @attrs.define
@@ -100,10 +98,11 @@ class TimeoutNow:
 
 @attrs.define
 class ReadIndexRequest:
-    """Follower to leader: up to where must I have applied to answer these reads (§6.4)?"""
+    """Follower to leader: up to where must I have applied to answer my reads (§6.4)?"""
 
     term: int
-    tokens: Sequence[int]
+    question: int
+    """The asker's number for it, never used twice, not even after a restart."""
 
 
 @attrs.define
@@ -111,7 +110,7 @@ class ReadIndexReply:
     """Leader to follower. `index` 0 refuses: not the leader, or too many reads wait."""
 
     term: int
-    tokens: Sequence[int]
+    question: int
     index: int
 
 
@@ -124,8 +123,8 @@ _APPEND_REPLY = struct.Struct("<QQQQQQQB")
 _VOTE_REQUEST = struct.Struct("<QQQB")
 _VOTE_REPLY = struct.Struct("<QQB")
 _TIMEOUT_NOW = struct.Struct("<Q")
-_READ_REQUEST = struct.Struct("<QI")
-_READ_REPLY = struct.Struct("<QQI")
+_READ_REQUEST = struct.Struct("<QQ")
+_READ_REPLY = struct.Struct("<QQQ")
 
 
 def encode_message(message: Message) -> bytes:
@@ -228,22 +227,19 @@ def _decode_timeout_now(data: bytes) -> TimeoutNow:
 
 
 def _encode_read_request(m: ReadIndexRequest) -> bytes:
-    return _READ_REQUEST.pack(m.term, len(m.tokens)) + struct.pack(f"<{len(m.tokens)}Q", *m.tokens)
+    return _READ_REQUEST.pack(m.term, m.question)
 
 
 def _decode_read_request(data: bytes) -> ReadIndexRequest:
-    fields, tokens = _unpack_tokens(_READ_REQUEST, "read request", data)
-    return ReadIndexRequest(fields[0], tokens)
+    return ReadIndexRequest(*_unpack(_READ_REQUEST, "read request", data))
 
 
 def _encode_read_reply(m: ReadIndexReply) -> bytes:
-    header = _READ_REPLY.pack(m.term, m.index, len(m.tokens))
-    return header + struct.pack(f"<{len(m.tokens)}Q", *m.tokens)
+    return _READ_REPLY.pack(m.term, m.question, m.index)
 
 
 def _decode_read_reply(data: bytes) -> ReadIndexReply:
-    fields, tokens = _unpack_tokens(_READ_REPLY, "read reply", data)
-    return ReadIndexReply(fields[0], tokens, fields[1])
+    return ReadIndexReply(*_unpack(_READ_REPLY, "read reply", data))
 
 
 def _unpack(
@@ -257,22 +253,6 @@ def _unpack(
         raise RemoteProtocolError(f"{name}: flags {fields[-1]:#x} are unknown")
     _check_range(name, fields)
     return fields
-
-
-def _unpack_tokens(
-    layout: struct.Struct, name: str, data: bytes
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Unpack a header whose last field counts the tokens that follow it."""
-    if len(data) < layout.size:
-        raise RemoteProtocolError(f"{name}: {len(data)} bytes, its header has {layout.size}")
-    fields: tuple[int, ...] = layout.unpack_from(data)
-    count = fields[-1]
-    if not 1 <= count <= TOKENS_MAX or len(data) != layout.size + 8 * count:
-        raise RemoteProtocolError(f"{name}: {count} tokens in {len(data)} bytes")
-    tokens: tuple[int, ...] = struct.unpack_from(f"<{count}Q", data, layout.size)
-    _check_range(name, fields)
-    _check_range(name, tokens)
-    return fields, tokens
 
 
 def _check_range(name: str, values: Sequence[int]) -> None:

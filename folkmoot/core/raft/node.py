@@ -268,7 +268,7 @@ class Raft:
         """
         self._advance(now)
         if self._leader is not None:
-            self._leader.reads.add(None, [token])
+            self._leader.reads.add(None, token)
         else:
             self._forwarded.add(token)
 
@@ -363,12 +363,12 @@ class Raft:
     def _on_read_request(self, sender: NodeId, request: ReadIndexRequest) -> None:
         if self._leader is not None:
             try:
-                self._leader.reads.add(sender, request.tokens)
+                self._leader.reads.add(sender, request.question)
             except Overloaded:
                 pass
             else:
                 return
-        self._effects.send(sender, ReadIndexReply(self._state.term, request.tokens, 0))
+        self._effects.send(sender, ReadIndexReply(self._state.term, request.question, 0))
 
     def _on_read_reply(self, sender: NodeId, reply: ReadIndexReply) -> None:
         if sender == self._state.leader and self._leader is None:

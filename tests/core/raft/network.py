@@ -489,10 +489,9 @@ def show(message: Message) -> str:
         case TimeoutNow():
             return f"timeout-now term={message.term}"
         case ReadIndexRequest():
-            return f"read-index? term={message.term} tokens={list(message.tokens)}"
+            return f"read-index? term={message.term}"
         case ReadIndexReply():
-            tokens = list(message.tokens)
-            return f"read-index term={message.term} tokens={tokens} index={message.index}"
+            return f"read-index term={message.term} index={message.index}"
 
 
 def show_write(write: Write) -> str:

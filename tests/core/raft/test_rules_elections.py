@@ -43,8 +43,8 @@ def vote(
         vote(7, transfer=True),
         VoteReply(7, 7, False, False),
         TimeoutNow(7),
-        ReadIndexRequest(7, (1,)),
-        ReadIndexReply(7, (1,), 1),
+        ReadIndexRequest(7, 1),
+        ReadIndexReply(7, 1, 1),
     ],
     ids=lambda m: type(m).__name__,
 )

@@ -39,6 +39,10 @@ def read(server: Single, *tokens: int) -> list[tuple[int, object]]:
     return list(server.turn())
 
 
+def questions(sent: list[tuple[int, object]]) -> list[int]:
+    return [m.question for _, m in sent if isinstance(m, ReadIndexRequest)]
+
+
 # -- §6.4 on the leader ------------------------------------------------------------------------
 
 
@@ -122,8 +126,9 @@ def test_reads_are_bounded() -> None:
         read(server, 4)
     server.acknowledge(2)
     read(server, 5)
-    refused = server.step(3, ReadIndexRequest(1, (8, 9, 10)))
-    assert to(3, refused, ReadIndexReply) == [ReadIndexReply(1, (8, 9, 10), 0)]
+    read(server, 6, 7)
+    refused = server.step(3, ReadIndexRequest(1, 8))
+    assert to(3, refused, ReadIndexReply) == [ReadIndexReply(1, 8, 0)]
 
 
 # -- §6.4 on a follower ------------------------------------------------------------------------
@@ -132,8 +137,8 @@ def test_reads_are_bounded() -> None:
 def test_6_4_a_follower_asks_the_leader_for_a_read_index() -> None:
     server = Single()
     server.step(2, append(1))
-    assert read(server, 4, 5) == [(2, ReadIndexRequest(1, [4, 5]))]
-    server.step(2, ReadIndexReply(1, (4, 5), 9))
+    (asked,) = questions(read(server, 4, 5))
+    server.step(2, ReadIndexReply(1, asked, 9))
     assert server.reads == {4: 9, 5: 9}
 
 
@@ -143,9 +148,9 @@ def test_6_4_a_leader_answers_a_follower_and_lets_it_learn_the_commit() -> None:
     server.turn()
     server.acknowledge(3)
     assert server.raft.commit_index == 2
-    server.step(2, ReadIndexRequest(1, (4,)))
+    server.step(2, ReadIndexRequest(1, 4))
     sent = server.acknowledge(3)
-    assert to(2, sent, ReadIndexReply) == [ReadIndexReply(1, (4,), 2)]
+    assert to(2, sent, ReadIndexReply) == [ReadIndexReply(1, 4, 2)]
 
 
 def test_6_4_a_follower_whose_leader_is_unknown_loses_the_read_at_once() -> None:
@@ -157,7 +162,20 @@ def test_6_4_a_follower_whose_leader_is_unknown_loses_the_read_at_once() -> None
 def test_bug_k5_who_is_asked_and_does_not_lead_refuses() -> None:
     server = Single()
     server.step(2, append(1))
-    assert server.step(3, ReadIndexRequest(1, (4,))) == [(3, ReadIndexReply(1, (4,), 0))]
+    assert server.step(3, ReadIndexRequest(1, 4)) == [(3, ReadIndexReply(1, 4, 0))]
+
+
+def test_bug_c3_an_answer_to_a_question_of_an_earlier_life_is_void() -> None:
+    """The second trace of reads.py: the same term, leader and token, after a restart."""
+    lives = [Single(term=1, seed=seed) for seed in (1, 2)]
+    asked = []
+    for server in lives:
+        server.step(2, append(1))
+        asked += questions(read(server, 1))
+    lives[1].step(2, ReadIndexReply(1, asked[0], 10))
+    assert lives[1].reads == {}
+    lives[1].step(2, ReadIndexReply(1, asked[1], 11))
+    assert lives[1].reads == {1: 11}
 
 
 def test_reads_that_are_forwarded_are_bounded() -> None:
@@ -171,22 +189,24 @@ def test_reads_that_are_forwarded_are_bounded() -> None:
 def test_a_read_that_the_leader_refuses_is_lost() -> None:
     server = Single()
     server.step(2, append(1))
-    read(server, 4)
-    server.step(2, ReadIndexReply(1, (4, 99), 0))
+    (asked,) = questions(read(server, 4))
+    server.step(2, ReadIndexReply(1, asked + 1, 0))
+    assert server.reads == {}
+    server.step(2, ReadIndexReply(1, asked, 0))
     assert server.reads == {4: None}
 
 
 def test_a_read_without_an_answer_is_lost_after_an_election_timeout() -> None:
     server = Single()
     server.step(2, append(1))
-    read(server, 4)
+    (question,) = questions(read(server, 4))
     asked = server.now
     server.now += 0.3
     server.step(2, append(1))
     assert server.raft.deadline() == pytest.approx(asked + T)
     server.time_out()
     assert server.reads == {4: None}
-    server.step(2, ReadIndexReply(1, (4,), 9))
+    server.step(2, ReadIndexReply(1, question, 9))
     assert server.reads == {4: None}
 
 

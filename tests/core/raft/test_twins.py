@@ -80,6 +80,9 @@ CAUGHT_BY: dict[str, Callable[[], object]] = {
         test_rules_reads.test_6_4_the_round_starts_after_the_read_arrived_even_beside_another
     ),
     "read_kept_over_a_leader_change": C.test_bug_c3_an_answer_from_before_a_leader_change_is_void,
+    "questions_counted_from_one": (
+        test_rules_reads.test_bug_c3_an_answer_to_a_question_of_an_earlier_life_is_void
+    ),
     "lease_from_receipt_time": C.test_bug_c4_a_lease_counts_from_the_sending_of_the_heartbeat,
     "lease_while_the_own_disk_lags": (
         test_rules_reads.test_6_4_1_no_lease_while_others_may_have_applied_more_than_this_server

@@ -213,8 +213,8 @@ _add = LeaderReads.add
 
 
 @replaces(LeaderReads, "add")
-def read_joins_a_round_under_way(self: LeaderReads, asker: NodeId | None, tokens: Any) -> None:
-    _add(self, asker, tokens)
+def read_joins_a_round_under_way(self: LeaderReads, asker: NodeId | None, number: int) -> None:
+    _add(self, asker, number)
     if self._rounds:
         self._rounds[-1].reads.append(self._waiting.pop())
 
@@ -222,6 +222,15 @@ def read_joins_a_round_under_way(self: LeaderReads, asker: NodeId | None, tokens
 @replaces(ForwardedReads, "lose")
 def read_kept_over_a_leader_change(self: ForwardedReads) -> None:
     return None
+
+
+_init = ForwardedReads.__init__
+
+
+@replaces(ForwardedReads, "__init__")
+def questions_counted_from_one(self: ForwardedReads, state: State) -> None:
+    _init(self, state)
+    self._question = 0
 
 
 @replaces(Rounds, "sent_at")
