@@ -2,10 +2,8 @@
 
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -143,18 +141,21 @@ def test_starting_imports_no_more_than_it_needs(arguments: list[str]) -> None:
 
 
 @pytest.mark.e2e
-def test_starting_takes_less_than_150_ms_more_than_python_itself() -> None:
-    def median_s(*arguments: str) -> float:
-        times = []
-        for _ in range(7):
-            begun = time.perf_counter()
-            subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-            times.append(time.perf_counter() - begun)
-        return statistics.median(times)
+@pytest.mark.parametrize("arguments", [["--help"], ["version"]])
+def test_starting_takes_less_than_150_ms(arguments: list[str]) -> None:
+    """In processor time, the least of several: the clock on the wall also measures the others."""
 
-    bare = median_s("-c", "pass")
-    ours = median_s("-m", "folkmoot.cli", "--help")
-    assert ours - bare < 0.15, f"python alone {bare * 1000:.0f} ms, folkmoot {ours * 1000:.0f} ms"
+    def used_s() -> float:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "folkmoot.cli", *arguments], stdout=subprocess.DEVNULL
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        return usage.ru_utime + usage.ru_stime
+
+    least_s = min(used_s() for _ in range(5))
+    assert least_s < 0.15, f"folkmoot {' '.join(arguments)} takes {least_s * 1000:.0f} ms"
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
