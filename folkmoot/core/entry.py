@@ -127,6 +127,5 @@ class EntryFrame:
         for resource_id in sorted(sources):
             if resource_id in self._directory.resources:
                 context.publish_for(resource_id, session_id, "resync")
-        context.overflowed.pop(session_id, None)
         if context.over_bounds(session.events):
             self.end(session, "expired")

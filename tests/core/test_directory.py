@@ -235,7 +235,7 @@ def test_collecting_looks_at_nothing_but_what_was_left() -> None:
         def idle() -> bool:
             nonlocal asked
             asked += 1
-            return True
+            return False
 
         resource.machine.idle = idle  # type: ignore[method-assign]
     other = log.client()
@@ -246,6 +246,8 @@ def test_collecting_looks_at_nothing_but_what_was_left() -> None:
     assert asked == 0, "the first client has it open still"
     client.do(0, "close", [log.query(0, "find", "r7")[1]])
     assert asked == 1
+    client.do(0, "close", [log.query(0, "find", "r8")[1]])
+    assert asked == 2
 
 
 # -- looking --------------------------------------------------------------------------------------

@@ -216,6 +216,25 @@ def test_sessions_that_overflow_one_another_while_they_end_all_settle_in_one_ent
     assert log.query(SUM, "get") == 0
 
 
+def test_sessions_that_overflow_in_one_entry_are_settled_in_order_of_their_ids() -> None:
+    log = Log(LimitsConfig(session_events_max=MAX))
+    a, b, c = log.client(), log.client(), log.client()
+    flood = [b.id] * (MAX + 1) + [a.id] * (MAX + 1)
+    applied = log.batch(c.group([SUM, "tell", [flood, "grant", 0, True]]))
+    assert [ended.session_id for ended in applied.ended] == [a.id, b.id]
+
+
+def test_an_overflow_by_a_deadline_is_settled_in_its_entry_even_if_that_does_nothing_else() -> None:
+    watcher, writer, resource = watcher_and_writer()
+    writer.do(resource, "tell", [watcher.id] * MAX, "x", 0, False)
+    writer.do(resource, "later", "due", 50)
+    watcher.log.time = 50
+    refused = writer.group([SUM, "add", [1]], first=99)
+    index = watcher.log.mux.index
+    watcher.log.batch(refused, writer.group([SUM, "who", []]))
+    assert [event[0::3] for event in watcher.events()] == [[index + 1, "resync"]]
+
+
 def test_bug_h8_nothing_of_a_dead_session_is_left_anywhere() -> None:
     log = Log()
     dead, other = log.client(timeout_ms=10), log.client()
