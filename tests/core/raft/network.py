@@ -16,18 +16,14 @@ import attrs
 from folkmoot.core.batch import Batch, Group, Kind
 from folkmoot.core.config import RaftConfig
 from folkmoot.core.raft import (
-    Append,
     AppendReply,
     Configuration,
     HardState,
     LogView,
     Message,
     Raft,
-    ReadIndexReply,
-    ReadIndexRequest,
     Ready,
     Role,
-    TimeoutNow,
     VoteReply,
     VoteRequest,
     Write,
@@ -36,6 +32,7 @@ from folkmoot.core.raft import (
     message_type,
 )
 from folkmoot.core.types import NodeId
+from tests.core.raft.notation import show, show_write
 
 Link = tuple[int, int]
 NEVER = float("inf")
@@ -201,7 +198,6 @@ class Network:
         self.turn(node_id)
 
     def propose(self, node_id: int, *texts: str) -> Batch:
-        """Propose `texts` as one batch."""
         batch = self[node_id].propose([command(text) for text in texts], self.now)
         self.turn(node_id)
         return batch
@@ -225,7 +221,6 @@ class Network:
         self.wire = [e for e in self.wire if (e.sender, e.receiver) not in self.cut]
 
     def only_links(self, *pairs: Link) -> None:
-        """Let only these pairs talk, both ways."""
         both = {*pairs, *((b, a) for a, b in pairs)}
         self.cut = {(a, b) for a in self.nodes for b in self.nodes if a != b and (a, b) not in both}
 
@@ -302,7 +297,6 @@ class Network:
             act()
 
     def run_until_led(self, seconds: float = 20.0) -> int:
-        """Run until a leader has applied its first entry; return it."""
         self.run(
             seconds, lambda: any(n.is_up and n.raft.is_leader_ready for n in self.nodes.values())
         )
@@ -454,52 +448,3 @@ class Network:
                 ]
                 for i in range(max(same, default=-1) + 1):
                     assert a[i].data == b[i].data, (a[i], b[i])
-
-
-def show(message: Message) -> str:
-    """One line for a message, as short as it can be read."""
-    match message:
-        case Append():
-            batches = " ".join(
-                f"[{b.first_index}..{b.last_index} t{b.term}]" for b in message.batches
-            )
-            return (
-                f"append term={message.term} after={message.prev_index}/t{message.prev_term} "
-                f"commit={message.commit_index} round={message.round} {batches}"
-            ).rstrip()
-        case AppendReply(success=True):
-            return (
-                f"stored term={message.term} match={message.match_index} round={message.round}"
-                + (" wants-commit" if message.wants_commit else "")
-            )
-        case AppendReply():
-            return (
-                f"refused term={message.term} after={message.prev_index} "
-                f"try={message.conflict_index}/t{message.conflict_term} round={message.round}"
-            )
-        case VoteRequest():
-            kind = "pre-vote?" if message.pre else "vote?"
-            return f"{kind} term={message.term} log={message.last_index}/t{message.last_term}" + (
-                " transfer" if message.transfer else ""
-            )
-        case VoteReply():
-            kind = "pre-vote" if message.pre else "vote"
-            answer = "granted" if message.granted else "refused"
-            return f"{kind} {answer} for={message.election_term} term={message.term}"
-        case TimeoutNow():
-            return f"timeout-now term={message.term}"
-        case ReadIndexRequest():
-            return f"read-index? term={message.term}"
-        case ReadIndexReply():
-            return f"read-index term={message.term} index={message.index}"
-
-
-def show_write(write: Write) -> str:
-    """One line for a write."""
-    parts = [f"write {write.number}:"]
-    if write.hard_state is not None:
-        parts.append(f"term={write.hard_state.term} vote={write.hard_state.voted_for}")
-    if write.truncate_after is not None:
-        parts.append(f"cut after {write.truncate_after}")
-    parts += [f"[{b.first_index}..{b.last_index} t{b.term}]" for b in write.batches]
-    return " ".join(parts)
