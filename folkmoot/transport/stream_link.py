@@ -12,8 +12,9 @@ from anyio.abc import ByteStream
 from folkmoot.transport.address import cause_of
 from folkmoot.transport.base import BaseLink, BaseTransport
 
-RECEIVE_BYTES = 256 << 10
-"""Asked for in one receive."""
+RECEIVE_BYTES = 64 << 10
+"""Asked for in one receive, which allocates as much. The C library gets blocks of 128 KiB and more
+from the kernel, one by one, which costs ten times as much as the receive."""
 
 _BROKEN = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 

@@ -49,6 +49,7 @@ logger = logging.getLogger("folkmoot.transport")
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _EXHAUSTED_PAUSE_S = 0.1
 _BACKLOG = 1024
+_RECEIVE_BYTES = 256 << 10
 
 
 class TcpTransport(BaseTransport):
@@ -71,6 +72,7 @@ class TcpTransport(BaseTransport):
             send_buffer_bytes_max=send_buffer_bytes_max, close_timeout_s=close_timeout_s
         )
         self._streams = streams
+        self.receive_buffer = memoryview(bytearray(_RECEIVE_BYTES))
 
     async def connect(self, address: str, receiver: Receiver, *, frame_bytes_max: int) -> Link:
         """Connect to `address` (see Transport.connect). Names are resolved at every attempt."""
@@ -116,7 +118,7 @@ class TcpTransport(BaseTransport):
     ) -> Link:
         loop = asyncio.get_running_loop()
         _, link = await loop.create_connection(
-            lambda: ProtocolLink(self, frame_bytes_max), host, port
+            lambda: ProtocolLink(self, self.receive_buffer, frame_bytes_max), host, port
         )
         # Nothing was read so far, and nothing is until the caller's task awaits again.
         self._refuse_if_closing(link)
@@ -204,12 +206,14 @@ class _ProtocolListener(_TcpListener):
         listening = _raw_socket(self._listener)
         sock, _ = await loop.sock_accept(listening)
         try:
-            await loop.connect_accepted_socket(
-                lambda: ProtocolLink(self._owner, self._frame_bytes_max, self._made), sock
-            )
+            await loop.connect_accepted_socket(self._make_link, sock)
         except OSError:
             sock.close()
             raise
+
+    def _make_link(self) -> ProtocolLink:
+        owner = self._owner
+        return ProtocolLink(owner, owner.receive_buffer, self._frame_bytes_max, self._made)
 
     def _made(self, link: ProtocolLink) -> None:
         self._owner.accept(link, self._on_link, self.address)

@@ -220,6 +220,23 @@ async def test_threads_wake_it_and_nothing_is_lost() -> None:
         thread.join()
 
 
+async def test_a_thread_that_waits_for_the_loop_is_heard_every_time() -> None:
+    wakeup = Wakeup()
+    heard = threading.Semaphore(0)
+
+    def work() -> None:
+        for _ in range(100):
+            wakeup.set_from_thread()
+            assert heard.acquire(timeout=SAFETY_S)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for _ in range(100):
+        assert await wakeup.wait(SAFETY_S) is True
+        heard.release()
+    await anyio.to_thread.run_sync(thread.join)
+
+
 async def test_set_from_thread_works_from_the_loops_own_thread_too() -> None:
     wakeup = Wakeup()
     wakeup.set_from_thread()
