@@ -217,7 +217,10 @@ class CommandRunner:
             text = f"raised {type(error).__name__} after it had published or touched a deadline"
             raise self._fault(operation, text) from error
         code, message, data = error_fields(error)
-        data, size_bytes = _carry(data)
+        try:
+            data, size_bytes = _carry(data)
+        except UsageError as culprit:
+            raise self._fault(operation, f"raised {code} with data: {culprit}") from culprit
         return [code, message, data], size_bytes + len(message)
 
     def _check(self, results: Results, operations: list[Any]) -> None:

@@ -189,6 +189,8 @@ class Multiplexer:
             raise StorageCorrupt(
                 f"snapshot of version {version}, this program knows {SNAPSHOT_VERSION}"
             )
+        if len(fields) != 6:
+            raise StorageCorrupt(f"a snapshot of {len(fields) + 1} fields, it must have 7")
         found = cls(registry, limits)
         found.index, found.time, found.sessions.floor, resources, sessions, deadlines = fields
         found.directory.restore(resources)

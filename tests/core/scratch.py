@@ -107,6 +107,8 @@ class Scratch(Machine):
             case "clear":
                 context.clear_deadline("half")
                 raise ConditionFailed("too late")
+            case "data":
+                raise ConditionFailed("with what cannot travel", {1})
         answers = {"set": {1}, "large": 1 << 64, "nan": float("nan"), "object": object()}
         return answers[how] if how != "deep" else [[[[[[[]]]]]]]
 

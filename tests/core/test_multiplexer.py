@@ -245,6 +245,7 @@ def test_a_read_never_stops_a_server(how: str) -> None:
         ("publish", "raised ConditionFailed after it had published or touched a deadline"),
         ("deadline", "raised ConditionFailed after it had published or touched a deadline"),
         ("clear", "raised ConditionFailed after it had published or touched a deadline"),
+        ("data", "raised condition_failed with data: this set cannot be encoded"),
         ("set", "raised UsageError: this set cannot be encoded"),
         ("object", "raised UsageError: this object cannot be encoded"),
         ("large", "answered: this list cannot be encoded"),
@@ -378,7 +379,7 @@ def test_an_empty_state_restores() -> None:
     assert Multiplexer.restore(mux.snapshot(), REGISTRY, SMALL).digest() == mux.digest()
 
 
-@pytest.mark.parametrize("data", [b"", b"\xc1", pack(3), pack([]), pack([9, 1])])
+@pytest.mark.parametrize("data", [b"", b"\xc1", pack(3), pack([]), pack([9, 1]), pack([1, 2])])
 def test_a_snapshot_that_does_not_decode_is_refused(data: bytes) -> None:
     with pytest.raises(StorageCorrupt):
         Multiplexer.restore(data, REGISTRY, SMALL)

@@ -235,6 +235,24 @@ def test_an_overflow_by_a_deadline_is_settled_in_its_entry_even_if_that_does_not
     assert [event[0::3] for event in watcher.events()] == [[index + 1, "resync"]]
 
 
+def test_a_session_that_ends_at_a_repeated_command_does_nothing_with_the_new_ones_behind() -> None:
+    log = Log(LimitsConfig(session_events_max=MAX))
+    holder, waiter = log.client(), log.client()
+    lock = holder.open("lock")
+    holder.do(lock, "hold")
+    waiter.do(lock, "hold")
+    holder.do(lock, "tell", [waiter.id] * MAX, "grant", 0, True)
+    holder.do(lock, "later", "release", 50)
+    log.time = 50
+    repeated, new = [lock, "hold", []], [lock, "add", [1]]
+    applied = log.batch(waiter.group(repeated, new, first=1))
+    assert applied.ended == [Ended(waiter.id, "expired", log.mux.index - 1)]
+    cached, refused = applied.results
+    assert (cached.values, refused.first_sequence) == ([0], 2)
+    assert [error[1] for error in refused.errors or ()] == ["session_expired"]
+    assert log.query(lock, "get") == 0
+
+
 def test_bug_h8_nothing_of_a_dead_session_is_left_anywhere() -> None:
     log = Log()
     dead, other = log.client(timeout_ms=10), log.client()
