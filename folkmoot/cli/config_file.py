@@ -1,5 +1,4 @@
-"""Configuration from a TOML file, the environment and flags, onto the frozen classes of
-`core/config.py`.
+"""Configuration from a file, the environment and flags, onto the classes of `core/config.py`.
 
 Pure: texts and mappings in, checked objects out; reading files and the environment is the caller's.
 The fields are not listed here: they are read from the attrs classes, so there is no second list

@@ -73,7 +73,8 @@ _TABLE: tuple[tuple[type[errors.FolkmootError], ExitCode, str], ...] = (
     (
         errors.ConnectionLost,
         ExitCode.UNAVAILABLE,
-        "`folkmoot up` starts a cluster here; --url or FOLKMOOT_URL names another",
+        "`folkmoot up` starts a cluster here; --url or FOLKMOOT_URL names another; "
+        "`folkmoot status` shows which members are up",
     ),
     (errors.NoLeader, ExitCode.UNAVAILABLE, "`folkmoot status` shows which members are up"),
     (errors.Overloaded, ExitCode.UNAVAILABLE, "nothing was applied: try again later"),
@@ -117,8 +118,7 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def failure_of(error: BaseException) -> Failure | None:
-    """Describe an error that can happen to a user; None for what only a bug in this program can
-    raise.
+    """Describe an error that can happen to a user; None for what only a bug can raise.
 
     Of several that were raised together the first one of ours is told: the others are mostly its
     consequences.
@@ -131,9 +131,8 @@ def failure_of(error: BaseException) -> Failure | None:
                     message = Exception.__str__(leaf)
                     return Failure(exit_code, leaf.code, message, leaf.hint or hint, leaf.applied)
     for leaf in found:
-        if (
-            type(leaf).__name__ == "MachineFault"
-        ):  # lives in the core, which is not imported to say this
+        # By name: its module has much to import, only to say this.
+        if type(leaf).__name__ == "MachineFault":
             return Failure(ExitCode.INTERNAL, "machine_fault", str(leaf), "", "maybe")
         if isinstance(leaf, OSError) and not isinstance(leaf, BrokenPipeError):
             where = f"{leaf.filename}: " if leaf.filename else ""

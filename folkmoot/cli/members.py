@@ -190,7 +190,7 @@ def merge(
     """Put the answers together. Pure."""
     statuses = {status["node_id"]: status for _, status in answers if isinstance(status, Mapping)}
     troubles = {
-        address: str(error).removeprefix(f"{address}: ")
+        address: str(error).removeprefix(address).lstrip(": ")
         for address, error in answers
         if isinstance(error, Exception)
     }

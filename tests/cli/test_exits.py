@@ -67,6 +67,14 @@ def test_an_error_of_the_operating_system_is_told_in_its_words() -> None:
     assert failure.message == "data: Permission denied"
 
 
+def test_a_machine_that_raised_is_told_as_what_it_is() -> None:
+    from folkmoot.core.resource import MachineFault
+
+    failure = failure_of(MachineFault("entry 7: greeter.greet raised"))
+    assert failure is not None
+    assert (failure.exit_code, failure.code) == (ExitCode.INTERNAL, "machine_fault")
+
+
 def test_a_bug_is_not_dressed_up() -> None:
     assert failure_of(AssertionError("x")) is None
     assert failure_of(TypeError("x")) is None

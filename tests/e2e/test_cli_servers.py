@@ -204,6 +204,22 @@ def test_two_servers_cannot_have_one_directory(tmp_path: Path) -> None:
     assert "Traceback" not in second.stderr
 
 
+def test_damaged_data_is_told_with_file_and_offset(tmp_path: Path) -> None:
+    config = layout(tmp_path)
+    for _ in range(2):  # a second start, so that a later entry follows the one that is damaged
+        with server(config) as first:
+            until(lambda: "leading" in first.stderr.readline())  # type: ignore[union-attr]
+    segment = min((tmp_path / "node-1").rglob("*.seg"))
+    data = bytearray(segment.read_bytes())
+    used = len(data.rstrip(b"\0"))
+    data[used // 2] ^= 1
+    segment.write_bytes(data)
+    done = run("server", "--config", str(config))
+    assert done.returncode == ExitCode.STORAGE, done.stderr
+    assert segment.name in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_an_address_in_use_is_told(tmp_path: Path) -> None:
     config = layout(tmp_path)
     with server(config):
