@@ -7,17 +7,18 @@ dict with keys of str or bytes; nested at most `DEPTH_MAX` deep. What `pack` mak
 
 `unpack` is the gate that a stranger's bytes come through, so it promises three things: nothing but
 `RemoteProtocolError` comes out of it, equal bytes give equal values in every process (no NaN, no
-duplicate keys, no extension types, no invalid UTF-8), and it holds less than 80 times the bytes it
-was given. The last is the hard one. msgpack allocates a list when it reads its header, before the
-elements: a thousand nested headers, five bytes each and each announcing a million elements, ask
-for eight gigabytes, and no max_array_len stops them.
+duplicate keys, no extension types, no invalid UTF-8), and it takes less than 80 times the bytes it
+was given (and 48 KiB). The last is the hard one. msgpack allocates a list when it reads its header,
+before the elements: a thousand nested headers, five bytes each and each announcing a million
+elements, ask for eight gigabytes, and no max_array_len stops them.
 
 So the bytes are parsed twice, both times in C. The first time builds nothing (`Unpacker.skip`): it
 finds out that all that is announced is there, and how deep it goes. That parser has a stack of
 fixed size, and refuses what overflows it; we fill that stack with opened lists until exactly
-`DEPTH_MAX` levels are left, and put the bytes behind them. Only then comes `unpackb`. Together
-that costs 1.4 times a bare `unpackb` on a frame of 64 small operations; a walk over the decoded
-lists in Python costs 2.5 times.
+`DEPTH_MAX` levels are left, and put the bytes behind them. Only then comes `unpackb`. On a frame of
+64 small operations this adds half of a bare `unpackb`; a walk over the decoded lists in Python would
+add 1.5, and could not bound the memory. Short data takes a shorter road, where filling the stack
+would be most of the cost.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ _LIST_HEADERS = bytes((*range(0x90, 0xA0), 0xDC, 0xDD))
 _CONTAINER_HEADERS = bytes((*range(0x80, 0xA0), *range(0xDC, 0xE0)))
 _NOT_CONTAINERS = bytes(sorted(set(range(256)) - set(_CONTAINER_HEADERS)))
 
-_FLAT_BYTES_MAX = 512
-_FLAT_CONTAINERS_MAX = 3
-"""So few containers can neither nest too deep nor announce much more than there is."""
+_SHORT_BYTES_MAX = 512
+_ANNOUNCED_MAX = 6 << 10
+"""Elements that short data may announce without being parsed first: 48 KiB of list slots."""
 
 # A NaN has all bits of its exponent set. These may also match inside a str or bytes, and match
 # infinities: they only say that it is worth looking at the value. A single literal byte in front
@@ -64,7 +65,12 @@ def pack(value: Any) -> bytes:
             "bits, float, str, bytes, list, tuple and dict can"
         ) from error
     headers = _container_headers(data)
-    if headers is None or headers.strip(_LIST_HEADERS) or _may_hold_nan(data):
+    if (
+        headers is None
+        or len(headers) > DEPTH_MAX
+        or headers.strip(_LIST_HEADERS)
+        or _may_hold_nan(data)
+    ):
         try:
             unpack(data)
         except RemoteProtocolError as error:
@@ -78,8 +84,10 @@ def unpack(data: bytes) -> Any:
     Raises RemoteProtocolError, and nothing else, for bytes that are anything but plain data.
     """
     size_bytes = len(data)
+    headers = _container_headers(data)
     try:
-        _scan(data)
+        if headers is None:
+            _scan(data)
         value = msgpack.unpackb(
             data,
             raw=False,
@@ -95,16 +103,16 @@ def unpack(data: bytes) -> Any:
         )
     except ValueError as error:  # every error of msgpack's that bytes can cause is one
         raise RemoteProtocolError(f"malformed data of {size_bytes} bytes: {_why(error)}") from error
-    if not _FILLER or _may_hold_nan(data):
+    may_be_deep = len(headers) > DEPTH_MAX if headers is not None else not _FILLER
+    if may_be_deep or _may_hold_nan(data):
         _check(value)
     return value
 
 
 def _scan(data: bytes) -> None:
     """Parse without building anything. Raises ValueError when too deep, too short or wrong."""
-    if _container_headers(data) is not None:
-        return
-    parser = msgpack.Unpacker(max_buffer_size=len(_FILLER) + len(data) + 1)
+    total_bytes = len(_FILLER) + len(data)
+    parser = msgpack.Unpacker(read_size=total_bytes, max_buffer_size=total_bytes)
     parser.feed(_FILLER)
     parser.feed(data)
     try:
@@ -116,14 +124,15 @@ def _scan(data: bytes) -> None:
 
 
 def _container_headers(data: bytes) -> bytes | None:
-    """Return those bytes of `data` that may be headers of containers, if it is short and they few.
+    """Return those bytes of short `data` that may be headers of containers; None: parse it first.
 
-    Bytes inside of a str or bytes count as well: this errs on the side of more.
+    Bytes inside of a str or bytes count as well. Each header announces at most as many elements
+    as there are bytes, and nesting takes a header per level, so few headers bound both.
     """
-    if len(data) > _FLAT_BYTES_MAX:
+    if len(data) > _SHORT_BYTES_MAX:
         return None
     headers = data.translate(None, _NOT_CONTAINERS)
-    return headers if len(headers) <= _FLAT_CONTAINERS_MAX else None
+    return headers if len(headers) * len(data) <= _ANNOUNCED_MAX else None
 
 
 def _unique_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
