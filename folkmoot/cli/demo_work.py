@@ -25,6 +25,8 @@ PAUSE_S = 0.002
 """Between two operations of one worker: the demo is to show, not to measure."""
 REIGN_S = 1.5
 """How long an elected leader stays."""
+DELIVERY_TIMEOUT_S = 5.0
+"""A message that was acknowledged must have arrived by then."""
 KEYS = 100
 PREFIX = "demo/"
 
@@ -283,7 +285,7 @@ class Messages:
 
     async def check(self, scene: Scene, cluster: Cluster) -> str:
         """Each subscriber has what was acknowledged, once and in order."""
-        with anyio.move_on_after(5):
+        with anyio.move_on_after(DELIVERY_TIMEOUT_S):
             while any(self._missing(received) for received in self._received):  # noqa: ASYNC110
                 await anyio.sleep(0.01)
         for number, received in enumerate(self._received, start=1):
