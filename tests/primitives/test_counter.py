@@ -218,6 +218,7 @@ async def test_an_event_that_arrives_before_its_waiter_runs_is_not_lost() -> Non
 
     resource.meanwhile = meanwhile
     assert await Counter(resource).wait_for(at_least=5) == Reading(5, 3)
+    assert resource.issued == ["wait_for"]  # there is nothing to withdraw
 
 
 async def test_a_watch_tells_all_changes() -> None:

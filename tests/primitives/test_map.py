@@ -26,7 +26,8 @@ from folkmoot.core.errors import (
 from folkmoot.primitives import map_machine
 from folkmoot.primitives._values import DecodeError
 from folkmoot.primitives.counter import Counter
-from folkmoot.primitives.map import Changed, Deleted, Entry, Map, Resync
+from folkmoot.primitives.map import Changed, Deleted, Entry, Map, MapMachine, Resync
+from tests.primitives.fake_resource import resource_of
 from tests.primitives.live import live
 
 pytestmark = pytest.mark.anyio
@@ -162,8 +163,8 @@ async def test_too_large_or_wrong_is_refused_before_anything_is_sent() -> None:
     limits = LimitsConfig(key_bytes_max=10, value_bytes_max=100)
     async with live(limits=limits) as it:
         m = it.map()
-        with pytest.raises(TooLarge, match=r"key 'é{11}'\.\.\. has 22 bytes; 10 are allowed"):
-            await m.get("é" * 11)
+        with pytest.raises(TooLarge, match=r"key 'é{6}'\.\.\. has 12 bytes; 10 are allowed"):
+            await m.get("é" * 6)
         await m.set("é" * 5, 1)
         with pytest.raises(TooLarge, match="map 'm', key 'k': a value of 103 bytes; 100 are"):
             await m.set("k", "x" * 101)
@@ -225,6 +226,18 @@ async def test_a_listing_longer_than_a_page_and_one_that_must_end(
             await m.items(timeout=0.02)
         it.server.release()
         assert len(await m.items()) == 50
+
+
+async def test_a_listing_of_many_pages_ends_within_its_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(map_machine, "PAGE_KEYS_MAX", 1)
+    resource = resource_of(MapMachine)
+    resource.harness.command(9, "set_many", {"a": b"\x01", "b": b"\x02"})
+    resource.command = lambda *args: anyio.sleep_forever()
+    with pytest.raises(OperationTimeout, match="<Map 'fake' of msgpack> was not listed"):
+        await Map(resource).items(timeout=0.01)
+    assert resource.listeners == []
 
 
 async def test_values_that_are_too_much_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
