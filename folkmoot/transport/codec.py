@@ -15,10 +15,10 @@ elements, ask for eight gigabytes, and no max_array_len stops them.
 So the bytes are parsed twice, both times in C. The first time builds nothing (`Unpacker.skip`): it
 finds out that all that is announced is there, and how deep it goes. That parser has a stack of
 fixed size, and refuses what overflows it; we fill that stack with opened lists until exactly
-`DEPTH_MAX` levels are left, and put the bytes behind them. Only then comes `unpackb`. On a frame of
-64 small operations this adds half of a bare `unpackb`; a walk over the decoded lists in Python would
-add 1.5, and could not bound the memory. Short data takes a shorter road, where filling the stack
-would be most of the cost.
+`DEPTH_MAX` levels are left, and put the bytes behind them. Only then comes `unpackb`. On a frame
+of 64 small operations this adds half of a bare `unpackb`; a walk over the decoded lists in Python
+would add 1.5, and could not bound the memory. Short data takes a shorter road, where filling the
+stack would be most of the cost.
 """
 
 from __future__ import annotations
