@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from folkmoot.cli.processes import LocalCluster
     from folkmoot.cluster import Cluster
 
+STOPPED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CLIENTS = 3
 BEFORE_KILL_S = 5.0
 AFTER_KILL_S = 5.0
@@ -64,7 +65,7 @@ async def run(out: Output, cluster: LocalCluster, pace: float) -> int:
 
     scene = Scene()
     interrupted = False
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with anyio.open_signal_receiver(*STOPPED_BY) as signals:
         try:
             async with anyio.create_task_group() as tasks:
 
@@ -82,6 +83,7 @@ async def run(out: Output, cluster: LocalCluster, pace: float) -> int:
             await cluster.stop()
     if interrupted:
         return ExitCode.INTERRUPTED
+    cluster.keep = bool(scene.faults)
     summary(scene, out, cluster)
     return ExitCode.REFUSED if scene.faults else ExitCode.OK
 

@@ -99,7 +99,8 @@ def summary(scene: Scene, out: Output, cluster: LocalCluster) -> None:
     )
     lines = [""]
     if scene.faults:
-        lines += ["FAILED:", *(f"  {fault}" for fault in scene.faults)]
+        lines += ["FAILED:", *(f"  {fault}" for fault in scene.faults), ""]
+        lines += [f"The servers' logs and data are kept in {cluster.directory}"]
     else:
         lines += ["Nothing was lost."]
     lines += [

@@ -138,6 +138,8 @@ class LocalCluster:
 
     directory: Path
     servers: list[LocalServer]
+    keep: bool = False
+    """Leave a temporary directory behind, for somebody to look into."""
 
     @property
     def url(self) -> str:
@@ -220,7 +222,7 @@ def local_cluster(
     finally:
         if cluster is not None:
             cluster.kill()
-        if data is None:
+        if data is None and not (cluster is not None and cluster.keep):
             shutil.rmtree(directory, ignore_errors=True)
 
 
