@@ -54,7 +54,7 @@ class Directory(Machine):
     """All named resources, by id and by name.
 
     - `resources` and `_by_name` hold the same objects; ids rise in the order of creation.
-    - `_names` with `_added` and without `_removed` are the names; the two are worked in when
+    - `_names` without `_removed`, then with `_added`, are the names; they are worked in when
       somebody lists.
     """
 
@@ -182,10 +182,7 @@ class Directory(Machine):
         assert resource.name not in self._by_name, f"{resource.name!r} is in the directory twice"
         self.resources[resource.id] = resource
         self._by_name[resource.name] = resource
-        if resource.name in self._removed:
-            self._removed.discard(resource.name)
-        else:
-            self._added.add(resource.name)
+        self._added.add(resource.name)
 
     def remove(self, resource: Resource) -> None:
         """Take a resource out, with its deadlines and its marks on sessions."""

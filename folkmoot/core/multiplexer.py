@@ -102,7 +102,6 @@ class Multiplexer:
         applied = self._frame.begin(batch.log_time)
         index = batch.first_index
         for group in batch.groups:
-            self._frame.context.session = 0
             self._frame.enter(index)
             if group.kind == Kind.COMMANDS:
                 self._commands.apply(group, index)

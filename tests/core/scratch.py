@@ -52,6 +52,10 @@ class Scratch(Machine):
         return self.items
 
     @command
+    def refuse(self, context: Context) -> None:
+        raise ConditionFailed("not with these", self.items)
+
+    @command
     def echo(self, context: Context, item: Any, size: int = 1) -> Any:
         return item * size if size != 1 else item
 

@@ -74,6 +74,8 @@ def test_a_differing_configuration_is_a_note_that_names_the_difference() -> None
     first = {"start": 1, "note": "n"}
     assert client.do(0, "open", "x", "scratch", 1, first) == [2, None, None]
     assert client.do(0, "open", "x", "scratch", 1, first) == [2, None, None]
+    answer = client.do(0, "open", "x", "scratch", 2, first)
+    assert answer == [2, None, "scratch 'x' exists: version is 1, not 2"]
     answer = client.do(["x", "scratch", 2, {"start": 2, "extra": 0}], "add", 1)
     assert answer == [
         2,

@@ -320,6 +320,11 @@ def test_a_machine_that_goes_on_changing_what_it_returned_changes_no_answer() ->
     assert first.values == [[[1]], [[1], {"k": [2]}]]
     client.do(resource, "push", 3)
     assert session_of(client).cached(2, 3)[0].values == [[[1]], [[1], {"k": [2]}]]
+    client.low_water = 4
+    flat = client.open("flat")
+    (answers,) = client.send([flat, "push", [1]], [flat, "refuse", []], [flat, "push", [2]])
+    assert answers.values == [[1], None, [1, 2]]
+    assert answers.errors == [[1, "condition_failed", "not with these", [1]]]
 
 
 def test_a_mark_above_the_truth_counts_as_the_truth() -> None:
