@@ -145,8 +145,9 @@ async def test_an_embedded_cluster_works() -> None:
 @pytest.mark.anyio
 async def test_the_directory_lists_and_deletes() -> None:
     async with folkmoot.open() as cluster:
-        for name in ("b", "aa", "ab"):
-            await cluster.counter(name).add(1)
+        counters = [cluster.counter(name) for name in ("b", "aa", "ab")]
+        for counter in counters:
+            await counter.add(1)
         found = await cluster.resources(prefix="a")
         assert [(one.name, one.type_name, one.sessions) for one in found] == [
             ("aa", "counter", 1),

@@ -46,6 +46,8 @@ PURE = (
     "folkmoot.core.session_client",
     "folkmoot.core.sessions",
     "folkmoot.core.targets",
+    "folkmoot.core.timeouts",
+    "folkmoot.core.traffic",
     "folkmoot.transport.codec",
     "folkmoot.transport.frame",
 )

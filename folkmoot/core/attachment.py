@@ -8,10 +8,10 @@ and is passed over. Nothing is decided here.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import anyio
 
-from folkmoot.core.wakeup import Wakeup
 from folkmoot.transport.frame import Frame
 from folkmoot.transport.link import Link
 
@@ -24,11 +24,11 @@ class Attachment:
     inbox.
     """
 
-    __slots__ = ("_inbox", "_unwanted", "_wakeup", "attempt", "link")
+    __slots__ = ("_inbox", "_take_inbox", "_unwanted", "attempt", "link")
 
-    def __init__(self, inbox: Inbox, wakeup: Wakeup) -> None:
+    def __init__(self, inbox: Inbox, take_inbox: Callable[[], None]) -> None:
         self._inbox = inbox
-        self._wakeup = wakeup
+        self._take_inbox = take_inbox
         self._unwanted = ""
         self.attempt = anyio.CancelScope()
         self.link: Link | None = None
@@ -60,4 +60,4 @@ class Attachment:
 
     def _put(self, frames: list[Frame] | None, text: str) -> None:
         self._inbox.append((self, frames, text))
-        self._wakeup.set()
+        self._take_inbox()

@@ -15,8 +15,6 @@ once.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import os
 import random
@@ -28,7 +26,7 @@ import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import anyio
 from anyio.abc import TaskGroup
@@ -52,7 +50,8 @@ from folkmoot.core.observers import Ready, StateChanges
 from folkmoot.core.pipeline import Operation
 from folkmoot.core.requests import SECRET_BYTES
 from folkmoot.core.session_client import SessionClient
-from folkmoot.core.targets import Target
+from folkmoot.core.targets import Target, check_name
+from folkmoot.core.timeouts import Pending, Timeouts
 from folkmoot.core.types import ConnectionState, Duration, seconds
 from folkmoot.core.wakeup import Waiter, Wakeup
 from folkmoot.transport.link import Transport
@@ -67,14 +66,6 @@ later.
 """
 _NAME_CHARACTERS_MAX = 256
 _FRAME_OVERHEAD_BYTES = 64
-
-
-class Pending(Protocol):
-    """Something that a caller waits for with a timeout."""
-
-    @property
-    def done(self) -> bool: ...
-    def run_out(self) -> None: ...
 
 
 class Client:
@@ -106,12 +97,12 @@ class Client:
         self._guards: dict[Guard, None] = {}
         self._observers: set[StateChanges] = set()
         self._ready: set[Ready] = set()
-        self._timeouts: list[tuple[float, int, Pending]] = []
-        self._timeouts_max = 1024
-        self._numbers = itertools.count()
+        self._timeouts = Timeouts()
         self._inbox: Inbox = deque()
         self._attachment: Attachment | None = None
         self._tasks: TaskGroup | None = None
+        self._due = NEVER
+        self._failure: Exception | None = None
         self._running = False
         self._was_entered = False
         self._directory = Resource(self, self.core.targets.directory)
@@ -207,7 +198,7 @@ class Client:
 
         Raises UsageError for a name that is empty or no text, TooLarge for one that is too long.
         """
-        self._check_name(name)
+        check_name(name, self.config.limits.name_bytes_max)
         self._release_dropped()
         config = dict(config or {})
         known = self._resources.get((name, type_name))
@@ -309,14 +300,7 @@ class Client:
 
     def expire_after(self, pending: Pending, timeout_s: float) -> None:
         """Call `pending.run_out()` after so long, unless it is done by then."""
-        timeouts = self._timeouts
-        if len(timeouts) >= self._timeouts_max:
-            timeouts[:] = [entry for entry in timeouts if not entry[2].done]
-            heapq.heapify(timeouts)
-            self._timeouts_max = max(1024, 2 * len(timeouts))
-        entry = (self._now() + timeout_s, next(self._numbers), pending)
-        heapq.heappush(timeouts, entry)
-        if timeouts[0] is entry:
+        if self._timeouts.add(self._now() + timeout_s, pending):
             self._wakeup.set()
 
     def _check(self) -> None:
@@ -340,15 +324,6 @@ class Client:
                 f"a frame may have {config.limits.frame_bytes_max} (frame_bytes_max)"
             )
 
-    def _check_name(self, name: object) -> None:
-        if not isinstance(name, str) or not name:
-            raise UsageError(f"a resource's name is {name!r}: it must be text, and not empty")
-        size_bytes = len(name.encode())
-        limit = self.config.limits.name_bytes_max
-        if size_bytes > limit:
-            text = f"the name {name[:40]!r}... has {size_bytes} bytes"
-            raise TooLarge(f"{text}; {limit} are allowed (name_bytes_max)")
-
     # the loop
 
     async def _run(self) -> None:
@@ -359,13 +334,31 @@ class Client:
             with self._loop_scope:
                 while core.state is not ConnectionState.CLOSED:
                     now = self._turn()
-                    due = min(core.deadline(), self._timeouts[0][0] if self._timeouts else NEVER)
+                    self._due = due = self._next_due()
                     await self._wakeup.wait(None if due == NEVER else max(due - now, 0.0))
+                    if self._failure is not None:
+                        raise self._failure
         finally:
             self._running = False
             core.abandon("the client was left", self._now())
             self._perform(core.effects(self._now()))
             self._closed.set_result(None)
+
+    def _next_due(self) -> float:
+        return min(self.core.deadline(), self._timeouts.due)
+
+    def _take_inbox(self) -> None:
+        """Take a turn now, as a link has brought something: one task switch less than by waking.
+
+        What fails here is not the link's fault: it comes out of the loop.
+        """
+        try:
+            self._turn()
+        except Exception as error:  # noqa: BLE001 - raised in the loop
+            self._failure = error
+        is_over = self._failure is not None or self.core.state is ConnectionState.CLOSED
+        if is_over or self._next_due() < self._due:
+            self._wakeup.set()
 
     def _turn(self) -> float:
         """Take what has arrived, let time pass, and do what follows from both."""
@@ -385,10 +378,7 @@ class Client:
             else:
                 core.received(frames, now)
         core.tick(now)
-        while self._timeouts and self._timeouts[0][0] <= now:
-            pending = heapq.heappop(self._timeouts)[2]
-            if not pending.done:
-                pending.run_out()
+        self._timeouts.run(now)
         self._perform(core.effects(now))
         return now
 
@@ -401,7 +391,7 @@ class Client:
             attachment.drop(effects.disconnect)
             self._attachment = None
         if effects.connect is not None and self._tasks is not None:
-            self._attachment = Attachment(self._inbox, self._wakeup)
+            self._attachment = Attachment(self._inbox, self._take_inbox)
             self._tasks.start_soon(self._connect, effects.connect, self._attachment)
         for operation in effects.answers:
             operation.finished()
@@ -452,7 +442,7 @@ class Client:
 
     def _release_dropped(self) -> None:
         while self._dropped:
-            self.core.release(self._dropped.popleft())
+            self.core.traffic.release(self._dropped.popleft())
 
 
 def _default_name() -> str:

@@ -76,18 +76,17 @@ class Call(Command):
         OutcomeUnknown when the session ended first.
         """
         waiter = self._waiter
-        if not waiter.done:
-            if timeout is not None:
-                self.resource.client.expire_after(self, seconds(timeout))
-            try:
-                await waiter.wait()
-            except BaseException:
-                if not waiter.done:
-                    self.withdraw()
-                raise
+        if timeout is not None and not waiter.done:
+            self.resource.client.expire_after(self, seconds(timeout))
+        try:
+            value = await waiter.wait()
+        except BaseException:
+            if not waiter.done:
+                self.withdraw()
+            raise
         if self.note is not None:
             self._warn()
-        return await waiter.wait()
+        return value
 
     def abandon(self) -> None:
         """Nobody will wait for the answer. The command goes on all the same, in its place."""

@@ -149,8 +149,9 @@ class Reads:
         self.asked.clear()
         self.queued = {query.number: query for query in again} | self.queued
 
-    def new_session(self) -> None:
-        """Another session: the commands that reads waited for have ended, one way or the other."""
+    def session_ended(self) -> None:
+        """The commands that reads waited for have ended, one way or the other."""
+        self.repeat()
         for query in self.queued.values():
             query.after = 0
 

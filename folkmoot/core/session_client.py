@@ -12,9 +12,8 @@ happen as one `Effects`:
     tick                                              time has passed: see `deadline`
       -> effects(now)                                 bytes, connections, answers, notices
 
-It keeps the session's life. Its parts know the rest: `connector` where to connect, `pipeline` the
-commands, `reads` and `admin` the other requests, `signs` the local deadline, `targets` the
-resources, `events` what comes unasked.
+It keeps the session's life. Its parts know the rest: `connector` where to connect, `signs` the
+local deadline, `traffic` the commands, reads and events, `admin` what operators ask.
 
 A SESSION outlives connections. It is opened once and resumed on each new connection; what has no
 answer is then sent again under its old sequences, and the server applies each at most once (§6.3).
@@ -38,19 +37,15 @@ from folkmoot.core.connector import NEVER, Connector
 from folkmoot.core.effects import Effects, Session, StateChange
 from folkmoot.core.errors import (
     ClosedError,
-    FolkmootError,
-    OutcomeUnknown,
     RemoteProtocolError,
-    SessionEnded,
     SessionExpired,
     from_wire,
 )
-from folkmoot.core.event_chain import EventChain
 from folkmoot.core.liveness import Patience, SignsOfLife
-from folkmoot.core.pipeline import Command, Operation, Pipeline
-from folkmoot.core.queries import AdminRequest, AdminRequests, Query, Reads
+from folkmoot.core.pipeline import Command
+from folkmoot.core.queries import AdminRequest, AdminRequests, Query
 from folkmoot.core.requests import PROTOCOL_VERSION, FrameType, decode, encode
-from folkmoot.core.targets import Target, Targets
+from folkmoot.core.traffic import Traffic, finish
 from folkmoot.core.types import ConnectionState
 from folkmoot.transport.frame import Frame
 
@@ -75,29 +70,22 @@ class SessionClient:
         new_secret: Callable[[], bytes],
         name: str = "",
     ) -> None:
-        limits = config.limits
-        frame_bytes = min(config.frame_bytes, limits.frame_bytes_max)
         self.config = config
         self.name = name
         self.state = ConnectionState.SUSPENDED
         self.session = Session(b"")
         self.bound = False
-        self.seen_index = 0
-        """Highest index that any answer, event or sign of life came with."""
         self.connector = Connector(addresses, config, rng)
-        self.pipeline = Pipeline(
-            window=limits.session_window, window_bytes=config.window_bytes, frame_bytes=frame_bytes
-        )
-        self.reads = Reads(pending_max=limits.pending_reads_per_client, frame_bytes=frame_bytes)
+        self.traffic = Traffic(config)
+        self.pipeline = self.traffic.pipeline
+        self.reads = self.traffic.reads
+        self.targets = self.traffic.targets
         self.admin = AdminRequests()
-        self.signs = SignsOfLife(config.drift_margin, limits)
-        self.targets = Targets()
-        self.events = EventChain(self.targets)
+        self.signs = SignsOfLife(config.drift_margin, config.limits)
         self._new_secret = new_secret
         self._effects = Effects()
         self._patience = Patience()
         self._running = self._greeted = self._closing = self._hurried = False
-        self._hold_until = 0  # sequence that was in flight at the last resume
         self._refusals = 0
         self._handlers: dict[int, Callable[[float, list[Any]], None]] = {
             FrameType.RESULTS: self._on_results,
@@ -132,15 +120,6 @@ class SessionClient:
         """Ask the connected server as soon as there is one."""
         self.admin.issue(request)
 
-    def release(self, target: Target) -> None:
-        """Nobody holds this target any more: leave its resource, so that it can be collected.
-
-        The directory hears of it behind everything issued so far and before whatever is done
-        through a new target of that name, which so opens the resource again.
-        """
-        if self.targets.drop(target):
-            self.issue(Command(self.targets.directory, "close", ([target.id],)))
-
     def close(self, now: float, *, hurried: bool = False) -> None:
         """End the session: `state` becomes CLOSED when the server says so, or there is none.
 
@@ -158,9 +137,10 @@ class SessionClient:
         """Stop at once. A session that could not be closed ends by itself, after its timeout."""
         if self.state is ConnectionState.CLOSED:
             return
-        self._end_commands(ClosedError("the client was closed before this was sent"), cause)
+        error = ClosedError("the client was closed before this was sent")
+        self.traffic.session_ended(error, cause, self._effects)
         for query in self.reads.end():
-            self._finish(query, ClosedError("the client was closed before this was read"))
+            finish(query, ClosedError("the client was closed before this was read"), self._effects)
         if self.connector.address:
             self._disconnect(cause)
             self.connector.failed(cause, now)
@@ -251,20 +231,19 @@ class SessionClient:
 
     def _send_waiting(self, now: float) -> None:
         """Send the commands and reads that were issued, and a sign of life where one is due."""
-        session, pipeline, send = self.session, self.pipeline, self._effects.send
-        if pipeline.outbox:
-            frames = pipeline.take_frames(session.id, self.events.last, now)
+        traffic, send = self.traffic, self._effects.send
+        if self.pipeline.outbox:
+            frames = traffic.take_commands(self.session.id, now)
             if frames:
                 send.extend(frames)
                 self.signs.sent(now)
                 self._patience.owe(now)
         if self.signs.is_due(now):
             number = self.signs.number_keep_alive(now)
-            fields = (session.id, pipeline.low_water, self.events.last, number)
-            self._ask(now, FrameType.KEEP_ALIVE, *fields)
+            marks = (self.pipeline.low_water, traffic.events.last)
+            self._ask(now, FrameType.KEEP_ALIVE, self.session.id, *marks, number)
         if self.reads.queued:
-            sent, last = pipeline.sent, pipeline.last_sequence
-            send.extend(self.reads.take_frames(sent, last, self.seen_index))
+            send.extend(traffic.take_reads())
 
     def _close_session(self, now: float) -> None:
         self._send_waiting(now)
@@ -297,7 +276,7 @@ class SessionClient:
         if not session.doomed:
             self._patience.limit_s = self.signs.timeout_s / 3
         first = self.pipeline.low_water + 1
-        fields = (session.id, session.secret, self.events.last, first)
+        fields = (session.id, session.secret, self.traffic.events.last, first)
         self._ask(now, FrameType.RESUME_SESSION, *fields)
 
     def _on_leader(self, now: float, fields: list[Any]) -> None:
@@ -353,7 +332,7 @@ class SessionClient:
             )
         self.bound = True
         self.connector.ready(now)
-        self._saw(index)
+        self.traffic.saw(index)
         self._patience.limit_s = timeout_ms / 3000
         if session.id == 0:
             session.id = session_id
@@ -362,8 +341,7 @@ class SessionClient:
             )
         else:
             self.signs.resume(timeout_ms / 1000)
-            self._hold_until = last
-            self._effects.send.extend(self.pipeline.repeat_frames(session.id, self.events.last))
+            self._effects.send.extend(self.traffic.resume(session.id))
         self._look_alive(now)
         if self._closing:
             self._close_session(now)
@@ -385,8 +363,7 @@ class SessionClient:
     def _new_session(self) -> None:
         self.session = Session(self._new_secret())
         self.signs.forget()
-        self.reads.repeat()
-        self.reads.new_session()
+        self._refusals = 0
 
     def _doom(self, cause: str, now: float) -> None:
         """The session is over for the application; the cluster is told as soon as it can be."""
@@ -402,21 +379,7 @@ class SessionClient:
         """Everything that the session owned is lost, and what it was doing has ended."""
         self._change(ConnectionState.EXPIRED, cause, index)
         text = f"session {self.session.id} ended before this was sent: {cause}"
-        self._end_commands(SessionExpired(text), cause)
-
-    def _end_commands(self, unsent_error: FolkmootError, cause: str) -> None:
-        sent, unsent = self.pipeline.end()
-        for command in sent:
-            text = (
-                f"{command.target!r}: command {command.sequence} of session {command.session_id} "
-                f"was sent and has no answer; it may have been applied ({cause})"
-            )
-            self._finish(command, OutcomeUnknown(text))
-        for command in unsent:
-            self._finish(command, type(unsent_error)(*unsent_error.args))
-        self.events.session_ended()
-        self.targets.session_ended()
-        self._hold_until = self._refusals = 0
+        self.traffic.session_ended(SessionExpired(text), cause, self._effects)
 
     def _look_alive(self, now: float) -> None:
         """Say CONNECTED if the session is bound and was alive lately."""
@@ -437,66 +400,34 @@ class SessionClient:
 
     # answers and events
 
-    def _saw(self, index: int) -> None:
-        self.seen_index = max(self.seen_index, index)
-
     def _on_kept(self, now: float, fields: list[Any]) -> None:
         if self.bound:
             number, index = fields
-            self._saw(index)
+            self.traffic.saw(index)
             self.signs.kept(number)
             self._look_alive(now)
 
     def _on_results(self, now: float, fields: list[Any]) -> None:
         if not self.bound:
             return  # of a session that is over
-        first, index, values, errors = fields
-        pipeline, answers = self.pipeline, self._effects.answers
-        begin = len(answers)
-        try:
-            pipeline.answer(first, index, values, errors, answers)
-        finally:
-            for operation in answers[begin:]:
-                if operation.by_name and operation.target.known:
-                    self.targets.learned(operation.target)
+        gone = self.traffic.results(fields, self._effects)
         self._refusals = 0
-        self._saw(index)
-        sent_at = pipeline.acknowledged_at()
+        sent_at = self.pipeline.acknowledged_at()
         if sent_at is not None:
             self.signs.acknowledged(sent_at)
             self._look_alive(now)
-        if self.events.is_holding:
-            everything = pipeline.low_water >= self._hold_until
-            self._effects.notices += self.events.deliver(None if everything else index)
-        if errors and any(isinstance(one.error, SessionEnded) for one in answers[begin:]):
-            self._on_session_ended(now, [self.session.id, "unknown", index])
+        if gone is not None:
+            self._on_session_ended(now, [self.session.id, str(gone), fields[1]])
 
     def _on_refused_commands(self, now: float, fields: list[Any]) -> None:
-        if not self.bound:
-            return
         first, code, message = fields
-        freed, repeat = self.pipeline.refused(first)
-        for command in freed:
-            self._finish(command, from_wire(code, message))
-        if repeat:
+        if self.bound and self.traffic.refused(first, code, message, self._effects):
             # Those may be in the log from before: they keep their sequences, and come again.
             self._drop(f"refused what was sent again: {message}", now)
 
     def _on_read_results(self, now: float, fields: list[Any]) -> None:
-        request_id, index, values, errors = fields
-        self.reads.answer(request_id, index, values, errors, self._effects.answers)
-        self._saw(index)
+        self.traffic.read_results(fields, self._effects)
 
     def _on_events(self, now: float, fields: list[Any]) -> None:
-        if not self.bound:
-            return
-        try:
-            self.signs.received_events(*self.events.receive(fields[0]))
-        finally:
-            self._saw(self.events.last)
-            if self.pipeline.low_water >= self._hold_until:
-                self._effects.notices += self.events.deliver()
-
-    def _finish(self, operation: Operation, error: FolkmootError) -> None:
-        operation.fail(error)
-        self._effects.answers.append(operation)
+        if self.bound:
+            self.signs.received_events(*self.traffic.take_events(fields[0], self._effects))

@@ -12,7 +12,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from folkmoot.core.errors import TooLarge, UsageError
 from folkmoot.core.requests import DIRECTORY, pack_resource
+
+
+def check_name(name: object, bytes_max: int) -> None:
+    """Raise UsageError unless it is text, TooLarge where it is too long."""
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"a resource's name is {name!r}: it must be text, and not empty")
+    size_bytes = len(name.encode(errors="replace"))
+    if size_bytes > bytes_max:
+        text = f"the name {name[:40]!r}... has {size_bytes} bytes"
+        raise TooLarge(f"{text}; {bytes_max} are allowed (name_bytes_max)")
 
 
 class Target:

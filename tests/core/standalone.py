@@ -62,11 +62,12 @@ class _Receiver:
         self.member = member
         self.server = member.server
         self.connection = ClientConnection(link, self.server.unflushed)
+        self.deaf = False
         self.server.receivers.add(self)
 
     def on_frames(self, link: Link, frames: list[Frame]) -> None:
         server = self.server
-        if server.deaf:
+        if server.deaf or self.deaf:
             return
         for frame_type, _, body in frames:
             server.received.append(FrameType(frame_type))

@@ -394,7 +394,7 @@ async def test_leaving_while_cancelled_still_closes_the_session() -> None:
         MemoryTransport(network, "client") as near,
         Standalone(far) as standalone,
     ):
-        with anyio.CancelScope() as scope:  # noqa: SIM117 - what it cancels is the client's body
+        with anyio.CancelScope() as scope:
             async with Client(standalone.addresses, near) as client:
                 await client.resource("l", "lock").command("acquire", 1, None)
                 assert len(standalone.multiplexer.sessions) == 1
@@ -409,18 +409,17 @@ async def test_leaving_while_cancelled_still_closes_the_session() -> None:
 
 async def test_states_are_observed_in_order_and_end_with_the_client() -> None:
     seen: list[StateChange] = []
-    async with pair() as (client, standalone):
-        async with client.states() as changes:
-            await client.wait_ready()
-            first = client.session_id
-            standalone.cut()
-            await until(lambda: client.state is ConnectionState.SUSPENDED)
-            await client.wait_ready()
-            standalone.end_session(first)
-            await until(lambda: client.state is ConnectionState.EXPIRED)
-            await client.wait_ready()
-            while len(seen) < 5:
-                seen.append(await anext(changes))
+    async with pair() as (client, standalone), client.states() as changes:
+        await client.wait_ready()
+        first = client.session_id
+        standalone.cut()
+        await until(lambda: client.state is ConnectionState.SUSPENDED)
+        await client.wait_ready()
+        standalone.end_session(first)
+        await until(lambda: client.state is ConnectionState.EXPIRED)
+        await client.wait_ready()
+        while len(seen) < 5:
+            seen.append(await anext(changes))
     assert [change.state.value for change in seen] == [
         "connected",
         "suspended",

@@ -517,7 +517,7 @@ def test_an_answer_that_says_deleted_marks_the_target() -> None:
 def test_a_released_target_is_closed_before_a_new_one_of_its_name_opens_it() -> None:
     client = Driver().ready()
     target = client.opened()
-    client.core.release(target)
+    client.core.traffic.release(target)
     client.issue(client.target(), "again")
     client.turn()
     assert client.frames(COMMANDS)[0][4] == [
@@ -530,14 +530,14 @@ def test_a_target_that_somebody_names_anew_already_is_not_closed() -> None:
     client = Driver().ready()
     target = client.opened()
     newer = client.target()
-    client.core.release(target)
+    client.core.traffic.release(target)
     client.do(newer)
     assert [operation[1] for operation in client.frames(COMMANDS)[0][4]] == ["add"]
 
 
 def test_a_target_that_was_never_opened_is_not_closed() -> None:
     client = Driver().ready()
-    client.core.release(client.target())
+    client.core.traffic.release(client.target())
     client.turn()
     assert client.frames(COMMANDS) == []
 
