@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from folkmoot.core.errors import ConfigError, ConnectionLost
+from folkmoot.core.errors import ConfigError, ConnectionLost, UsageError
 from folkmoot.transport import tcp
 from folkmoot.transport.frame import encode_frame
 from folkmoot.transport.link import Link
@@ -81,6 +81,46 @@ async def test_a_reset_is_told_with_its_cause(world: World) -> None:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         await notes.until(lambda notes: notes.reasons)
     assert notes.reasons == ["connection lost: Connection reset by peer"]
+
+
+async def test_a_reset_in_the_middle_of_a_write_is_told_once(world: World) -> None:
+    async with world.link_transport() as transport:
+        notes = Notes()
+        with socket.create_server((HOST, 0)) as listening:
+            address = f"{HOST}:{listening.getsockname()[1]}"
+            link = await transport.connect(address, notes, frame_bytes_max=100)
+            peer, _ = listening.accept()
+            link.send(bytes(20 << 20))  # more than the kernel takes
+            while link.writes == 0:
+                await anyio.lowlevel.checkpoint()
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+            await notes.until(lambda notes: notes.reasons)
+            link.send(b"into the void")
+            assert link.closed
+    # The kernel tells a reset to one call only: where the write got it, a read sees a plain end.
+    assert len(notes.reasons) == 1
+    assert notes.reasons[0].startswith(("connection lost: ", "closed by the other side"))
+
+
+async def test_a_connection_made_while_the_transport_closes_is_not_handed_out(
+    world: World, silent_peer: str
+) -> None:
+    notes = Notes()
+    refused: list[bool] = []
+    async with anyio.create_task_group() as tasks, world.link_transport() as transport:
+
+        async def connect() -> None:
+            try:
+                await transport.connect(silent_peer, notes, frame_bytes_max=100)
+            except (ConnectionLost, UsageError):
+                refused.append(True)
+
+        tasks.start_soon(connect)
+        for _ in range(2):  # it has begun, and is not yet through
+            await anyio.lowlevel.checkpoint()
+    # Handed out and told of the end, or not handed out at all.
+    assert len(notes.reasons) + len(refused) == 1
 
 
 async def test_frames_cut_at_any_byte_arrive(world: World) -> None:
