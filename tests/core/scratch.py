@@ -14,7 +14,13 @@ from folkmoot.core.errors import ConditionFailed, ConfigError, NotHeld
 from folkmoot.core.machine import Context, Machine, QueryContext, Registry, command, query
 from folkmoot.core.multiplexer import Multiplexer
 from folkmoot.core.requests import encode_commands
-from folkmoot.core.sessions import encode_close, encode_expire, encode_keep_alive, encode_open
+from folkmoot.core.sessions import (
+    Session,
+    encode_close,
+    encode_expire,
+    encode_keep_alive,
+    encode_open,
+)
 from folkmoot.transport.codec import unpack
 
 
@@ -313,3 +319,18 @@ class Client:
 def named(name: str, type_name: str = "scratch", version: int = 1, **config: Any) -> list[Any]:
     """Refer to a resource by name."""
     return [name, type_name, version, config]
+
+
+def codes(results: list[Results]) -> list[str | None]:
+    """Return the error code of each answer, None for those that went well."""
+    out: list[str | None] = []
+    for part in results:
+        found = {error[0]: error[1] for error in part.errors or ()}
+        out += [found.get(offset) for offset in range(len(part.values))]
+    return out
+
+
+def session_of(client: Client) -> Session:
+    session = client.log.mux.sessions.get(client.id)
+    assert session is not None
+    return session
