@@ -157,7 +157,7 @@ class LimitsConfig:
 class Member:
     """One member of the cluster: its stable id and where it listens."""
 
-    node_id: NodeId
+    node_id: NodeId = attrs.field(converter=NodeId)
     peer_address: str
     """host:port where the other members reach it."""
     client_address: str
@@ -168,7 +168,7 @@ class Member:
 class NodeConfig:
     """One member."""
 
-    node_id: NodeId = NodeId(1)
+    node_id: NodeId = attrs.field(default=NodeId(1), converter=NodeId)
     cluster: str = "default"
     """The cluster's name. With the first members' list it makes the cluster id, which guards every
     connection.

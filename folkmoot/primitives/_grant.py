@@ -328,7 +328,7 @@ class Grant:
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> bool:
+    ) -> bool | None:  # `bool` would tell type checkers that errors of the body may be swallowed
         holding = self._holding
         assert holding.scope is not None, f"{self!r} is left and was not entered"
         scope, holding.scope = holding.scope, None
@@ -380,7 +380,7 @@ class Guarded(Generic[G]):
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> bool:
+    ) -> bool | None:
         assert self._grant is not None, f"{self._title} is left and was not entered"
         return await self._grant.__aexit__(kind, error, trace)
 

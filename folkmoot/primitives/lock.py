@@ -212,7 +212,7 @@ class Lock:
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> bool:
+    ) -> bool | None:
         task = anyio.get_current_task().id
         mine = self._entered.get(task)
         if not mine:
