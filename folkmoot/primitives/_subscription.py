@@ -76,7 +76,7 @@ class Subscription(Generic[M]):
 
     - `_buffer` holds messages in order, some at or below the position; with `_page` empty and not
       behind, nothing is missing between the position and the first of them, or after the last.
-    - Cut: the session's subscription is gone. It is then behind as well.
+    - Cut: the session's subscription is gone, and nothing is known of what came since.
     """
 
     def __init__(
@@ -267,7 +267,7 @@ class Subscription(Generic[M]):
 
     def _cut(self) -> None:
         self._drop_buffer()
-        self._is_cut = self._is_behind = True
+        self._is_cut = True
         self._wake()
 
     def _finish(self, error: FolkmootError) -> None:

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio.lowlevel
 
-from folkmoot.core.client import Client
+from folkmoot.core.client import Client, Resource
 from folkmoot.core.config import ClientConfig
 from folkmoot.primitives.election import Election
 from folkmoot.primitives.lock import Lock
@@ -21,6 +21,15 @@ from tests.core.standalone import Standalone
 
 TURNS = 80
 """So many turns of the event loop are more than anything in here needs to come to rest."""
+
+_KEPT: list[Resource] = []
+"""A resource that nobody holds is left, and with it whatever was claimed there: that would hide a
+claim that was forgotten. So all resources of a test are held until it ends."""
+
+
+def _kept(resource: Resource) -> Resource:
+    _KEPT.append(resource)
+    return resource
 
 
 class Cluster:
@@ -61,15 +70,15 @@ async def holder_and_waiters(any_lock: Lock) -> tuple[str | None, list[str]]:
 
 
 def lock(client: Client, name: str = "l", **config: float) -> Lock:
-    return Lock(client.resource(name, "lock", 1, Lock.configuration(**config)))
+    return Lock(_kept(client.resource(name, "lock", 1, Lock.configuration(**config))))
 
 
 def election(client: Client, name: str = "e") -> Election[str]:
-    return Election(client.resource(name, "election"), str)
+    return Election(_kept(client.resource(name, "election")), str)
 
 
 def topic(client: Client, name: str = "t", **config: int) -> Topic[str]:
-    return Topic(client.resource(name, "topic", 1, Topic.configuration(**config)), str)
+    return Topic(_kept(client.resource(name, "topic", 1, Topic.configuration(**config))), str)
 
 
 @asynccontextmanager
@@ -81,3 +90,4 @@ async def rig() -> AsyncIterator[Cluster]:
         AsyncExitStack() as stack,
     ):
         yield Cluster(network, server, stack)
+    _KEPT.clear()

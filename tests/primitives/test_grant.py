@@ -2,6 +2,7 @@
 
 # ruff: noqa: PT012  # what is raised here is raised by a statement with a body
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from folkmoot.core.errors import (
     SessionExpired,
 )
 from folkmoot.primitives import _grant
-from folkmoot.primitives.lock import LockGrant
+from folkmoot.primitives.lock import Lock, LockGrant
 from tests.primitives.rig import Cluster, holder_and_waiters, lock, rig
 
 pytestmark = pytest.mark.anyio
@@ -324,36 +325,86 @@ async def test_lost_inside_of_a_task_group_gives_lost_alone() -> None:
         assert info.value.__cause__ is None
 
 
-async def test_a_cancelled_body_releases_shielded_and_stays_cancelled() -> None:
+async def test_a_cancelled_body_waits_for_its_release_and_stays_cancelled() -> None:
     async with rig() as cluster:
         client = await cluster.client()
+        mine = lock(client)
+        free_at_once: list[bool] = []
         async with anyio.create_task_group() as tasks:
 
             async def body() -> None:
-                async with lock(client):
-                    await anyio.sleep_forever()
+                try:
+                    async with mine as held:
+                        await anyio.sleep_forever()
+                finally:
+                    machine = cluster.server.multiplexer.directory.resources[held.fence[0]].machine
+                    free_at_once.append(not machine.holds_grant(held.token))
 
             scope = await start(cluster, tasks, body)
             scope.cancel()
-            await cluster.settle()
         assert scope.cancelled_caught
-        assert await holder_and_waiters(lock(client)) == (None, [])
+        assert free_at_once == [True]
 
 
 async def test_lost_and_cancelled_from_outside_stays_cancelled() -> None:
     async with rig() as cluster:
         client = await cluster.client()
-        async with anyio.create_task_group() as tasks:
-
-            async def body() -> None:
-                async with lock(client):
-                    await anyio.sleep_forever()
-
-            scope = await start(cluster, tasks, body)
-            cluster.expire(client)
-            scope.cancel()
-            await cluster.settle()
+        with anyio.CancelScope() as scope:
+            async with lock(client) as held:
+                with anyio.CancelScope(shield=True):
+                    cluster.expire(client)
+                    await cluster.settle()
+                assert not held.held
+                scope.cancel()
+                await anyio.sleep_forever()
         assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_native_cancellation_does_not_take_the_release_back() -> None:
+    """asyncio's own cancel() goes through shields; here before the release could be sent."""
+    async with rig() as cluster:
+        client = await cluster.client()
+        mine = lock(client)  # or the resource would be left, and with it the lock
+        ends = asyncio.Event()
+
+        async def body() -> None:
+            async with mine:
+                await ends.wait()
+
+        task = asyncio.create_task(body())
+        await cluster.settle()
+        cluster.network.cut("a", "server")
+        cluster.network.drop("a", "server")
+        await cluster.settle()
+        ends.set()
+        await cluster.settle()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        cluster.network.heal()
+        await client.wait_ready(timeout=5)
+        assert await holder_and_waiters(mine) == (None, [])
+
+
+async def test_a_release_that_is_refused_ends_with_the_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_grant, "RETRY_S", 60)
+    async with rig() as cluster, anyio.create_task_group() as tasks:
+        left: list[str] = []
+
+        async def body(mine: Lock) -> None:
+            async with mine as held:
+                cluster.server.refusing = True
+            left.append(repr(held))
+
+        async with cluster.transient() as client:
+            tasks.start_soon(body, lock(client))
+            await cluster.settle()
+            assert not left
+        await cluster.settle()
+        assert "released with its session" in left[0]
 
 
 async def test_a_release_that_crosses_the_end_of_the_session_raises_nothing() -> None:

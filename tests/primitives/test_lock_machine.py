@@ -233,6 +233,16 @@ def test_two_grants_at_one_index_have_two_tokens() -> None:
     assert lock.command(2, "acquire", 2, None) == first + 2 == lock.index + 1
 
 
+def test_breaking_the_delay_forgets_its_deadline() -> None:
+    lock = Harness(LockMachine, {"lock_delay_ms": 10})
+    lock.command(1, "acquire", 1, None)
+    lock.end(1)
+    assert lock.deadlines
+    assert lock.command(2, "break_lock", None) == 0
+    assert not lock.deadlines
+    assert lock.machine.idle()
+
+
 def test_i1_the_token_rises_and_the_old_one_is_fenced() -> None:
     """Two holders: an owner paused past its expiry (Jepsen on etcd; Kleppmann)."""
     lock = Harness(LockMachine)

@@ -64,7 +64,8 @@ async def test_since_gives_the_retained_first_and_misses_nothing_between(
             async with mine.subscribe(since=revisions[1]) as some:
                 await mine.publish("5")
                 assert await read(some, 4) == ["2", "3", "4", "5"]
-            await mine.publish("6")
+                await mine.publish("6")
+                assert await read(some, 1) == ["6"]  # "5" was an event, and on a page
             assert await read(all_of_it, 7) == [str(number) for number in range(7)]
         assert mine.revision > revisions[-1]
 
@@ -157,6 +158,33 @@ async def test_a_cancelled_read_loses_nothing() -> None:
                     tasks.cancel_scope.cancel()
             got.extend(await read(messages, 30 - len(got)) if len(got) < 30 else [])
         assert got == [str(number) for number in range(30)]
+
+
+async def test_a_read_that_is_cancelled_while_it_catches_up_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_subscription, "PAGE_MESSAGES", 2)
+    async with rig() as cluster:
+        client = await cluster.client()
+        mine = topic(client)
+        for number in range(12):
+            await mine.publish(str(number))
+        got: list[Any] = []
+        async with mine.subscribe(since=0) as messages:
+
+            async def consume() -> None:
+                while True:
+                    got.extend(await read(messages, 1))
+
+            turns = 0
+            while len(got) < 12:
+                turns += 1
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(consume)
+                    for _ in range(turns):
+                        await anyio.lowlevel.checkpoint()
+                    tasks.cancel_scope.cancel()
+        assert got == [str(number) for number in range(12)]
 
 
 async def test_the_end_of_topic_client_and_reader() -> None:
