@@ -45,6 +45,7 @@ def status(replica: Replica, arguments: list[Any], now: float) -> dict[str, Any]
         )
     return {
         "node_id": replica.node_id,
+        "version": replica.version,
         "cluster": replica.config.cluster,
         "cluster_id": replica.cluster_id.hex(),
         "role": raft.role.value,

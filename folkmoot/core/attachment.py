@@ -24,14 +24,21 @@ class Attachment:
     inbox.
     """
 
-    __slots__ = ("_inbox", "_take_inbox", "_unwanted", "attempt", "link")
+    __slots__ = ("_attempt", "_inbox", "_take_inbox", "_unwanted", "link")
 
     def __init__(self, inbox: Inbox, take_inbox: Callable[[], None]) -> None:
         self._inbox = inbox
         self._take_inbox = take_inbox
         self._unwanted = ""
-        self.attempt = anyio.CancelScope()
+        self._attempt: anyio.CancelScope | None = None
         self.link: Link | None = None
+
+    def attempt(self) -> anyio.CancelScope:
+        """What the attempt runs in; entered at once. Only a task may make it, a callback cannot."""
+        self._attempt = anyio.CancelScope()
+        if self._unwanted:
+            self._attempt.cancel()
+        return self._attempt
 
     def opened(self) -> None:
         """The attempt is over: with a link, or because it is not wanted any more."""
@@ -45,10 +52,10 @@ class Attachment:
     def drop(self, reason: str) -> None:
         """Nobody wants it any more."""
         self._unwanted = reason
-        if self.link is None:
-            self.attempt.cancel()
-        else:
+        if self.link is not None:
             self.link.close(reason)
+        elif self._attempt is not None:
+            self._attempt.cancel()
 
     def on_frames(self, link: Link, frames: list[Frame]) -> None:
         """Take what a link has received."""

@@ -96,6 +96,10 @@ class Batch:
             self._groups = decode_groups(self.data)
         return self._groups
 
+    def release(self) -> None:
+        """Let go of the groups and what they were decoded to: the bytes are all that is kept."""
+        self._groups = None
+
 
 def encode_batch(
     term: int, first_index: int, log_time: int, groups: Sequence[Group], flags: int = 0

@@ -429,7 +429,7 @@ class Client:
     async def _connect(self, address: str, attachment: Attachment) -> None:
         assert self._transport is not None, "connecting without a transport"
         try:
-            with anyio.fail_after(self.config.connect_timeout_s), attachment.attempt:
+            with anyio.fail_after(self.config.connect_timeout_s), attachment.attempt():
                 attachment.link = await self._transport.connect(
                     address, attachment, frame_bytes_max=self.config.limits.send_buffer_bytes_max
                 )

@@ -81,6 +81,7 @@ class PeerLink:
             except ConnectionLost:
                 pass
             else:
+                self.link.immediate = True
                 self.link.send(hello)
                 await self._down.wait()
                 if not self.refused:

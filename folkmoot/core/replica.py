@@ -123,6 +123,10 @@ class Replica:
         self.front = Front(self)
         self.trace: Callable[[Any], None] = lambda event: None
         """Told every trace event of consensus."""
+        self.version = ""
+        """Of the program, for status."""
+        self._outbox: dict[NodeId, list[bytes]] = {}
+        """Frames of this turn for other members."""
         self._forwarded: list[Group] = []
         self._keep_alives: list[list[int]] = []
         self._next_sequence: dict[int, int] = {}
@@ -171,6 +175,8 @@ class Replica:
         ready = raft.ready()
         if ready:
             self._take_effects(ready)
+        if self._outbox:
+            self._flush_peers()
         self._apply_committed(now)
         if raft.leader != self._told_leader:
             self._tell_leader()
@@ -206,7 +212,7 @@ class Replica:
         """
         times = []
         deadline = self.multiplexer.next_deadline()
-        if deadline is not None and deadline > self.raft.log_time:
+        if deadline is not None and self._needs_tick(deadline):
             times.append(deadline)
         expiry = self.multiplexer.next_expiry()
         if expiry is not None and self.multiplexer.index >= self._expiry_proposed_to:
@@ -227,7 +233,7 @@ class Replica:
     def _take_effects(self, ready: Ready) -> None:
         self._applicable = ready.commit_index
         for node_id, message in ready.messages:
-            self.peers.send(node_id, encode_consensus(message))
+            self._post(node_id, encode_consensus(message))
         if ready.writes:
             self.storage.submit(ready.writes)
         for read in ready.log_reads:
@@ -238,6 +244,19 @@ class Replica:
             self.reads.lost(token)
         for event in ready.trace:
             self.trace(event)
+
+    def _post(self, node_id: NodeId, frame: bytes) -> None:
+        frames = self._outbox.get(node_id)
+        if frames is None:
+            self._outbox[node_id] = [frame]
+        else:
+            frames.append(frame)
+
+    def _flush_peers(self) -> None:
+        """One write per member; it leaves before this turn's own disk write begins (§10.2.1)."""
+        outbox, self._outbox = self._outbox, {}
+        for node_id, frames in outbox.items():
+            self.peers.send(node_id, frames[0] if len(frames) == 1 else b"".join(frames))
 
     # routing: propose, or forward
 
@@ -260,7 +279,7 @@ class Replica:
         if leader is not None and (groups or keep_alives):
             if keep_alives:
                 groups.append(encode_keep_alive(keep_alives))
-            self.peers.send(leader, encode_forward(groups))
+            self._post(leader, encode_forward(groups))
 
     def _lead(self, now: float) -> None:
         """Gather everything that came for the log in this turn into as few batches as the limits
@@ -314,14 +333,14 @@ class Replica:
                 encode_expire(session_id) for session_id in self.multiplexer.due_sessions(log_now)
             ]
         due = self.multiplexer.next_deadline()
-        if (
-            due is not None
-            and self.raft.log_time < due <= log_now
-            and not groups
-            and not anything_else
-        ):
+        if due is not None and due <= log_now and not anything_else and self._needs_tick(due):
             groups.append(Group(Kind.TICK, 1, b""))
         return groups
+
+    def _needs_tick(self, deadline: int) -> bool:
+        """Whether no entry in the log, applied or not, will make the deadline fire."""
+        in_flight = self.multiplexer.index < self.raft.last_index
+        return deadline > self.raft.log_time or not in_flight
 
     def _propose(self, groups: list[Group], now: float) -> None:
         limit = self.config.storage.batch_bytes_max
@@ -379,6 +398,7 @@ class Replica:
                 break
             for batch in self._next_batches(commit_index):
                 applied = self.multiplexer.apply(batch)
+                batch.release()
                 applied_bytes += len(batch.data)
                 self.counts.entries_applied += batch.last_index - batch.first_index + 1
                 self._tell(applied, now)

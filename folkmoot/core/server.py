@@ -23,6 +23,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from random import Random, SystemRandom
 from typing import Any
 
@@ -90,6 +91,11 @@ class LoopTimes:
         self.turns += 1
         self.busy_s += elapsed_s
         self.longest_s = max(self.longest_s, elapsed_s)
+
+
+def _refusal(error: FolkmootError) -> bytes:
+    """The last frame on a link that is closed because of its bytes."""
+    return encode(FrameType.REFUSED, error.code, Exception.__str__(error))
 
 
 @attrs.define(eq=False)
@@ -216,6 +222,25 @@ class Server:
             clock=self.clock,
         )
         self.replica.trace = self._log_trace
+        self.replica.version = version("folkmoot")
+        self._log_recovery(store, members)
+
+    def _log_recovery(self, store: LogStore, members: Sequence[Member]) -> None:
+        """Say what was found on the disk that an operator should know."""
+        torn = store.recovered.torn_tail
+        if torn is not None:
+            log.warning(
+                "cut a torn tail of %d bytes at offset %d of %s: %s",
+                *(torn.size_bytes, torn.offset, torn.file, torn.why),
+            )
+        for repaired in store.recovered.repaired:
+            log.warning("%s", repaired)
+        known = self.replica.raft.configuration.members
+        given = {member.node_id: (member.peer_address, member.client_address) for member in members}
+        if known != given and not store.recovered.created:
+            log.warning(
+                "the configured members %s are ignored: this directory has %s", given, dict(known)
+            )
 
     def _log_trace(self, event: Any) -> None:
         log.debug("%s", event)
@@ -249,6 +274,7 @@ class Server:
     # links
 
     def _accept_client(self, link: Link) -> Receiver:
+        link.immediate, link.farewell = True, _refusal
         connection = ClientConnection(link, self.replica.front.unflushed)
         receiver = _ClientReceiver(self, connection, self.clock())
         limit = self.config.limits.connections_max
@@ -265,6 +291,7 @@ class Server:
         return receiver
 
     def _accept_peer(self, link: Link) -> Receiver:
+        link.immediate, link.farewell = True, _refusal
         receiver = _PeerReceiver(self, link, self.clock())
         self.peer_receivers.add(receiver)
         self._ungreeted.append(receiver)
@@ -292,9 +319,9 @@ class Server:
                 return
             self._turn()
             while self.disk.inline:
-                # What this turn sent leaves first (§10.2.1); then this task alone goes on with the
-                # disk.
-                await anyio.lowlevel.checkpoint()
+                # What this turn sent leaves before the own disk is asked (§10.2.1).
+                if not self.transport.can_write_at_once:
+                    await anyio.lowlevel.checkpoint()
                 number = self.disk.sync_inline()
                 self.replica.durable(number, self.clock())
                 self._turn()
@@ -331,7 +358,7 @@ class Server:
                         self._greet_peer(receiver, frame_type, body)
             except RemoteProtocolError as error:
                 log.warning("closing the link from %s: %s", receiver.link.remote, error)
-                receiver.link.send(encode(FrameType.REFUSED, error.code, Exception.__str__(error)))
+                receiver.link.send(_refusal(error))
                 receiver.link.close(str(error))
 
     def _greet_peer(self, receiver: _PeerReceiver, frame_type: int, body: bytes) -> None:

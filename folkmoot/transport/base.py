@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import abc
 import logging
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -64,6 +65,11 @@ class BaseTransport:
         self._listeners: dict[Listener, None] = {}
         self._closing = False
         self._failure: BaseException | None = None
+
+    @property
+    def can_write_at_once(self) -> bool:
+        """Whether links write what is sent before `send` returns, if they are told to."""
+        return False
 
     async def __aenter__(self) -> Self:
         if self._tasks is not None or self._closing:
@@ -182,6 +188,8 @@ class BaseLink(abc.ABC):
     """
 
     identity: str | None = None
+    immediate = False
+    farewell: Callable[[RemoteProtocolError], bytes] | None = None
 
     def __init__(self, owner: BaseTransport, remote: str, frame_bytes_max: int) -> None:
         self.remote = remote
@@ -278,6 +286,8 @@ class BaseLink(abc.ABC):
                 self._receiver.on_frames(self, frames)
                 frames = self._held_back()
         except RemoteProtocolError as error:
+            if self.farewell is not None:
+                self.send(self.farewell(error))
             self.close(str(error))
         except Exception as error:  # noqa: BLE001 - it comes out of the transport's block
             self.abort(f"its receiver failed: {error!r}")

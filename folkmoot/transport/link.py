@@ -26,6 +26,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
+from folkmoot.core.errors import RemoteProtocolError
 from folkmoot.transport.frame import Frame
 
 SEND_BUFFER_BYTES_MAX = 64 << 20
@@ -45,6 +46,11 @@ class Link(Protocol):
     """Closed here, by the other side, or by an error. True before `on_closed` is called."""
     writes: int
     """How many writes have been handed to the network, for counting."""
+    immediate: bool
+    """Set by an owner that gathers a turn's output itself: each send is then written at once, where
+    the transport can (see Transport.can_write_at_once)."""
+    farewell: Callable[[RemoteProtocolError], bytes] | None
+    """Set by the owner: the last frames to send when the other side's bytes are refused."""
 
     @property
     def unsent_bytes(self) -> int:
@@ -118,6 +124,10 @@ class Transport(Protocol):
 
         Raises ConfigError, naming address and cause, when it cannot be listened on.
         """
+
+    @property
+    def can_write_at_once(self) -> bool:
+        """Whether `Link.immediate` has an effect here."""
 
     async def __aenter__(self) -> Self: ...
 

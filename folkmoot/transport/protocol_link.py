@@ -85,6 +85,17 @@ class ProtocolLink(BaseLink, asyncio.BufferedProtocol):
     def _written_unsent_bytes(self) -> int:
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
+    def send(self, data: bytes) -> None:
+        """Buffer `data` for this turn's write, or write it now (see Link.immediate)."""
+        if not self.immediate or self.closed:
+            super().send(data)
+            return
+        self._pending.append(data)
+        self._pending_bytes += len(data)
+        if self._pending_bytes > self._room:
+            self._check_room()
+        self._flush_now()
+
     def _flush_soon(self) -> None:
         if not self._flush_asked:
             self._flush_asked = True

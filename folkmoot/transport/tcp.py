@@ -110,6 +110,11 @@ class TcpTransport(BaseTransport):
         """Give a link that was handed out its tasks."""
         self._running().start_soon(link.run)
 
+    @property
+    def can_write_at_once(self) -> bool:
+        """Whether links write what is sent before `send` returns, if they are told to."""
+        return not self._uses_streams()
+
     def _uses_streams(self) -> bool:
         return self._streams or running_backend() == "trio"
 
