@@ -104,6 +104,8 @@ def test_classes_come_back_and_equal_values_are_equal_bytes(codec: str) -> None:
         assert typed.decode("k", data) == value
     same = attrs.evolve(FULL, tags=frozenset("bca"))
     assert typed.encode("k", same) == typed.encode("k", FULL)
+    many = typed.encode("k", Outer("d", tags=frozenset("hgfedcba")))
+    assert values(codec=codec).decode("k", many)["tags"] == list("abcdefgh")
     assert type(typed.decode("k", typed.encode("k", Outer("c", ratio=2))).ratio) is float
 
 
