@@ -174,8 +174,11 @@ class NodeConfig:
     connection.
     """
     members: tuple[Member, ...] = ()
-    """The first members, the same list on each. Ignored (and said so when it differs) once the data
-    directory exists. Empty: a cluster of this one node."""
+    """The first members, the same list on each. Empty: a cluster of this one node.
+
+    Once the data directory exists, its list holds: other client addresses are ignored, and said so;
+    other node ids or peer addresses are those of another cluster, and refused.
+    """
     peer_listen: str = ""
     """host:port to listen on for members; empty: this member's own peer_address."""
     client_listen: str = ""
