@@ -104,7 +104,7 @@ class EtcdAdapter:
         async def on_event(event: Any) -> None:
             seen(b"")
 
-        await self.client.watcher.add_callback(key.encode(), on_event)
+        await self.client._watcher.add_callback(key.encode(), on_event)
 
     async def close(self) -> None:
         await self.client.close()

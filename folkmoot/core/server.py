@@ -148,7 +148,7 @@ class Server:
         self.config = config
         self.transport = transport
         self.clock = clock
-        self.rng = rng if rng is not None else SystemRandom()
+        self.rng = rng if rng is not None else Random(SystemRandom().getrandbits(64))
         self.inbox: list[tuple[ClientConnection, list[tuple[int, int, bytes]] | None, str]] = []
         self.peer_inbox: list[tuple[_PeerReceiver, list[tuple[int, int, bytes]]]] = []
         self.peer_receivers: set[_PeerReceiver] = set()
