@@ -136,8 +136,8 @@ async def watch_latency(connect: Connect, seconds: float) -> dict[str, float]:
             latencies.append(clock() - started)
         await write
         number += 1
-    await writer.close()
     await reader.close()
+    await writer.close()
     return summary(latencies, seconds)
 
 
@@ -171,8 +171,8 @@ async def fan_out(connect: Connect, seconds: float, writers: int = 8) -> dict[st
         before = events
         last_event = clock()
         await asyncio.sleep(0.25)
-    await writer.close()
     await reader.close()
+    await writer.close()
     return {
         "rate": round(events / (last_event - begin), 1),
         "writes_s": round(writes / seconds, 1),
