@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from folkmoot.core.machine import Context, Machine, QueryContext, command, query
 from folkmoot.core.types import ConnectionState
 from folkmoot.transport.tcp import TcpTransport
 from tests.core.standalone import Standalone
+from tests.faults.wire import three_nodes
 
 
 class Greeter(Machine):
@@ -237,3 +239,17 @@ def test_a_cluster_is_generic_in_its_values() -> None:
     numbers: folkmoot.Map[int] = cluster.map("n", int)
     anything: folkmoot.Map[Any] = cluster.map("a", codec="json")
     assert (numbers.name, anything.name) == ("n", "a")
+
+
+def test_under_asyncio_itself_a_client_follows_the_leader() -> None:
+    """A callback of a link must not start tasks: anyio knows no event loop there."""
+
+    async def main() -> None:
+        async with three_nodes() as nodes:
+            followers = [node for node in nodes if node.status()["role"] == "follower"]
+            for node in followers:
+                async with folkmoot.open(f"folkmoot://{node.client_address}") as cluster:
+                    await cluster.wait_ready(10)
+                    assert await cluster.counter("hits").add(1) > 0
+
+    asyncio.run(main())

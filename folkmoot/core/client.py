@@ -16,11 +16,8 @@ once.
 from __future__ import annotations
 
 import logging
-import os
 import random
 import secrets
-import socket
-import sys
 import warnings
 import weakref
 from collections import deque
@@ -45,7 +42,7 @@ from folkmoot.core.errors import (
 )
 from folkmoot.core.event_chain import Event
 from folkmoot.core.handle import AdminCall, Call, Guard, Listener, Question, Resource
-from folkmoot.core.home import Home
+from folkmoot.core.home import Home, default_name
 from folkmoot.core.observers import Ready, StateChanges
 from folkmoot.core.pipeline import Operation
 from folkmoot.core.requests import SECRET_BYTES
@@ -88,7 +85,7 @@ class Client:
             self.config,
             random.Random(),
             lambda: secrets.token_bytes(SECRET_BYTES),
-            (self.config.name or _default_name())[:_NAME_CHARACTERS_MAX],
+            (self.config.name or default_name())[:_NAME_CHARACTERS_MAX],
         )
         self._resources: weakref.WeakValueDictionary[tuple[str, str], Resource] = (
             weakref.WeakValueDictionary()
@@ -101,6 +98,7 @@ class Client:
         self._inbox: Inbox = deque()
         self._attachment: Attachment | None = None
         self._tasks: TaskGroup | None = None
+        self._to_connect: tuple[str, Attachment] | None = None
         self._due = NEVER
         self._failure: Exception | None = None
         self._running = False
@@ -199,7 +197,6 @@ class Client:
         Raises UsageError for a name that is empty or no text, TooLarge for one that is too long.
         """
         check_name(name, self.config.limits.name_bytes_max)
-        self._release_dropped()
         config = dict(config or {})
         known = self._resources.get((name, type_name))
         if known is not None and not known.target.deleted:
@@ -332,8 +329,11 @@ class Client:
         core.start()
         try:
             with self._loop_scope:
-                while core.state is not ConnectionState.CLOSED:
+                while True:
                     now = self._turn()
+                    if core.state is ConnectionState.CLOSED:
+                        break
+                    self._start_connecting()
                     self._due = due = self._next_due()
                     await self._wakeup.wait(None if due == NEVER else max(due - now, 0.0))
                     if self._failure is not None:
@@ -343,6 +343,14 @@ class Client:
             core.abandon("the client was left", self._now())
             self._perform(core.effects(self._now()))
             self._closed.set_result(None)
+
+    def _start_connecting(self) -> None:
+        """Start the attempt that was asked for. By the loop: a link's callback is no task, and may
+        start none (under asyncio.run, anyio does not know there which event loop runs).
+        """
+        if self._to_connect is not None and self._tasks is not None:
+            to_connect, self._to_connect = self._to_connect, None
+            self._tasks.start_soon(self._connect, *to_connect)
 
     def _next_due(self) -> float:
         return min(self.core.deadline(), self._timeouts.due)
@@ -364,8 +372,8 @@ class Client:
         """Take what has arrived, let time pass, and do what follows from both."""
         core = self.core
         now = self._now()
-        if self._dropped:
-            self._release_dropped()
+        while self._dropped:
+            core.traffic.release(self._dropped.popleft())
         while self._inbox:
             attachment, frames, text = self._inbox.popleft()
             if attachment is not self._attachment:
@@ -390,9 +398,10 @@ class Client:
         if effects.disconnect is not None and attachment is not None:
             attachment.drop(effects.disconnect)
             self._attachment = None
-        if effects.connect is not None and self._tasks is not None:
+        if effects.connect is not None:
             self._attachment = Attachment(self._inbox, self._take_inbox)
-            self._tasks.start_soon(self._connect, effects.connect, self._attachment)
+            self._to_connect = (effects.connect, self._attachment)
+            self._wakeup.set()
         for operation in effects.answers:
             operation.finished()
         for request in effects.admin:
@@ -439,12 +448,3 @@ class Client:
             attachment.on_closed(None, str(error))
         else:
             attachment.opened()
-
-    def _release_dropped(self) -> None:
-        while self._dropped:
-            self.core.traffic.release(self._dropped.popleft())
-
-
-def _default_name() -> str:
-    program = os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "python"
-    return f"{socket.gethostname()} {program} {os.getpid()}"

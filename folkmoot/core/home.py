@@ -7,6 +7,8 @@ The look costs a quarter of a microsecond.
 from __future__ import annotations
 
 import os
+import socket
+import sys
 import threading
 from asyncio import _get_running_loop  # what `asyncio` offers to event loops; None under trio
 from typing import Any
@@ -44,3 +46,9 @@ class Home:
 
 def _here() -> tuple[int, int, Any]:
     return os.getpid(), threading.get_ident(), _get_running_loop()
+
+
+def default_name() -> str:
+    """What a client is called that has no name: host, program and process."""
+    program = os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "python"
+    return f"{socket.gethostname()} {program} {os.getpid()}"

@@ -149,12 +149,6 @@ class Reads:
         self.asked.clear()
         self.queued = {query.number: query for query in again} | self.queued
 
-    def session_ended(self) -> None:
-        """The commands that reads waited for have ended, one way or the other."""
-        self.repeat()
-        for query in self.queued.values():
-            query.after = 0
-
     def end(self) -> list[Query]:
         """The client is closed: return everything that has no answer."""
         self.repeat()

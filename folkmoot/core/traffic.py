@@ -115,7 +115,7 @@ class Traffic:
     def session_ended(self, unsent: FolkmootError, cause: str, effects: Effects) -> None:
         """End all commands: what was sent as unknown, what was not with the error given.
 
-        Reads go on: they are asked again in the next session.
+        Reads go on: they belong to the connection.
         """
         sent_commands, unsent_commands = self.pipeline.end()
         for command in sent_commands:
@@ -128,7 +128,6 @@ class Traffic:
             finish(command, type(unsent)(*unsent.args), effects)
         self.events.session_ended()
         self.targets.session_ended()
-        self.reads.session_ended()
         self._hold_until = 0
 
 

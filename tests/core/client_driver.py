@@ -60,6 +60,7 @@ class Driver:
         self.admin: list[AdminRequest] = []
         self.states: list[StateChange] = []
         self.events: list[Event] = []
+        self.notices: list[StateChange | Event] = []
         self.core.start()
         self.turn()
 
@@ -76,6 +77,7 @@ class Driver:
             self.connecting.append(effects.connect)
         self.answers.extend(effects.answers)
         self.admin.extend(effects.admin)
+        self.notices.extend(effects.notices)
         for notice in effects.notices:
             if isinstance(notice, Event):
                 self.events.append(notice)

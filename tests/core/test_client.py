@@ -660,10 +660,16 @@ async def test_the_client_goes_to_the_leader_and_follows_it() -> None:
         resource = counter(client)
         await resource.command("add", 1)
         assert client.core.connector.node_id == 1
+        accepted = standalone.members[1].accepted
         standalone.lead(2)
         await until(lambda: client.core.connector.node_id == 2)
         assert (await resource.command("add", 1))[0] == 2
         assert client.core.session.id == 1, "the same session"
+        for _ in range(50):
+            await anyio.lowlevel.checkpoint()
+        assert standalone.members[1].accepted == accepted + 1, (
+            "the old link's end does not end the new one"
+        )
 
 
 async def test_a_member_that_is_gone_is_passed_over() -> None:

@@ -99,6 +99,20 @@ async def test_a_timeout_after_sending_says_perhaps_and_the_next_command_still_w
 
 
 @in_virtual_time
+async def test_a_timeout_of_waiting_counts_from_when_the_waiting_begins() -> None:
+    async with world() as (client, _, network):
+        resource = client.resource("n", "counter")
+        await resource.command("add", 1)
+        network.cut("server", "client", one_way=True)
+        call = resource.send("add", 1)
+        await anyio.sleep(0.1)
+        before = anyio.current_time()
+        with pytest.raises(OutcomeUnknown):
+            await call.wait(timeout=0.25)
+        assert anyio.current_time() == pytest.approx(before + 0.25)
+
+
+@in_virtual_time
 async def test_without_a_timeout_a_command_waits_for_as_long_as_it_takes() -> None:
     async with world() as (client, _, network):
         network.cut("client", "server")
@@ -190,6 +204,28 @@ async def test_leaving_takes_no_longer_than_a_second_without_a_network() -> None
         await client._tasks.__aenter__()
 
 
+@in_virtual_time
+async def test_a_cancelled_body_is_left_at_once_where_nobody_can_be_told() -> None:
+    network = MemoryNetwork()
+    async with (
+        MemoryTransport(network, "server") as far,
+        MemoryTransport(network, "client") as near,
+        Standalone(far) as standalone,
+    ):
+        with anyio.CancelScope() as scope:
+            async with Client(standalone.addresses, near, CONFIG) as client:
+                await client.wait_ready()
+                network.cut("client", "server")
+                standalone.cut()
+                network.drop("client", "server")
+                await anyio.sleep(0.5)
+                assert client.state is ConnectionState.SUSPENDED
+                left_at = anyio.current_time()
+                scope.cancel()
+                await anyio.lowlevel.checkpoint()
+        assert anyio.current_time() == left_at
+
+
 class Waiting:
     def __init__(self, *, done: bool = False) -> None:
         self.done = done
@@ -208,6 +244,9 @@ def test_timeouts_are_told_once_in_time_and_what_is_done_does_not_pile_up() -> N
     assert not timeouts.add(4.0, Waiting())
     timeouts.run(4.5)
     assert (early.done, late.done, timeouts.due) == (True, False, 5.0)
+    timeouts.add(5.0, Waiting(done=True))
+    timeouts.run(5.0)
+    assert late.done
     for number in range(10_000):
         timeouts.add(100.0 + number, Waiting(done=True))
     assert len(timeouts._heap) <= 1024

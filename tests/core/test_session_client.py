@@ -288,6 +288,17 @@ def test_commands_refused_as_malformed_everywhere_do_not_block_the_client_for_ev
     assert "cannot be decoded" in str(command.error)
 
 
+def test_progress_between_refusals_counts_them_anew() -> None:
+    client = Driver().ready()
+    target = client.opened()
+    for sequence in range(2, 8):
+        command = client.do(target)
+        client.receive(FrameType.REFUSED, "protocol", "a bad day")
+        client.reconnect(sequence=sequence)
+        client.results(sequence, 30 + sequence, "fine")
+        assert command.value == "fine"
+
+
 # the session's end
 
 

@@ -108,6 +108,18 @@ def test_an_answer_to_a_repeated_command_counts_from_its_first_sending() -> None
     assert client.core.local_deadline == pytest.approx(sent_at + 2.7)
 
 
+def test_only_frames_that_were_answered_count_as_signs_of_life() -> None:
+    client = Driver().ready()
+    target = client.opened()
+    client.wait(0.3)
+    client.do(target)
+    first_at = client.now
+    client.wait(0.3)
+    client.do(target)
+    client.results(2, 30, "the first")
+    assert client.core.local_deadline == pytest.approx(first_at + 2.7)
+
+
 def test_an_acknowledgement_of_a_lost_connection_does_not_count() -> None:
     client = Driver().ready()
     client.wait(1.0)
@@ -187,6 +199,21 @@ def test_a_session_that_was_asked_for_long_ago_is_not_trusted_before_a_sign_of_l
     client.receive(FrameType.KEPT, 1, 20)
     assert client.state_names == ["connected"]
     assert client.core.local_deadline == pytest.approx(client.now + 2.7)
+
+
+def test_a_turn_at_every_deadline_is_enough_and_none_is_idle() -> None:
+    """A client that is left alone asks for few turns, and each of them does something."""
+    client = Driver().ready()
+    for second in range(1, 31):
+        turns = 0
+        end = client.now + 1.0
+        while client.core.deadline() <= end:
+            client.now = client.core.deadline()
+            client.turn()
+            turns += 1
+        client.now = end
+        assert turns <= 1
+        client.receive(FrameType.KEPT, second, 20)
 
 
 # states
