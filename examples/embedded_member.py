@@ -13,6 +13,7 @@ on, as long as they are a majority.
 
 import sys
 import tempfile
+from contextlib import suppress
 
 import anyio
 from anyio.abc import TaskStatus
@@ -71,7 +72,7 @@ async def three_members(members: tuple[folkmoot.Member, ...] = MEMBERS) -> None:
                 for application in applications:
                     starting.start_soon(start, application)
 
-            leader = applications[0].node.status()["leader"]
+            leader = (await applications[0].cluster.status())["leader"]
             print(f"member {leader} leads, and leaves")
             scopes[leader].cancel()
             others = [one for one in applications if one.node.config.node_id != leader]
@@ -88,6 +89,7 @@ async def one_member(node_id: int, directory: str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 2:
-        anyio.run(one_member, int(sys.argv[1]), sys.argv[2])
+        with suppress(KeyboardInterrupt):
+            anyio.run(one_member, int(sys.argv[1]), sys.argv[2])
     else:
         anyio.run(three_members)

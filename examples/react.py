@@ -15,6 +15,7 @@ reader was too far behind) it says so with a `Resync`: everything, as it is now.
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 
 import anyio
 
@@ -77,4 +78,5 @@ async def listen() -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(listen if sys.argv[1:] == ["listen"] else main)
+    with suppress(KeyboardInterrupt):
+        anyio.run(listen if sys.argv[1:] == ["listen"] else main)

@@ -14,6 +14,7 @@ term has ended, even where this process has not noticed yet.
 """
 
 import sys
+from contextlib import suppress
 
 import anyio
 
@@ -65,6 +66,7 @@ async def one_worker(name: str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        anyio.run(one_worker, sys.argv[1])
+        with suppress(KeyboardInterrupt):
+            anyio.run(one_worker, sys.argv[1])
     else:
         anyio.run(three_workers)

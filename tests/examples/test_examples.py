@@ -7,8 +7,11 @@ import functools
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -127,4 +130,58 @@ def test_the_readmes_three_run_against_real_servers() -> None:
         again = run_as_process("charge_once", servers.url)
         assert "charged" not in again, "the map remembers what the process does not"
         assert "3 receipts" in again
+        anyio.run(servers.stop)
+
+
+@contextmanager
+def lines_of(url: str, *command: str) -> Iterator[tuple[subprocess.Popen[str], Iterator[str]]]:
+    """A program that runs on, and what it prints, line by line."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-W", "error", *command],
+        env={**os.environ, "FOLKMOOT_URL": url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        yield process, iter(process.stdout)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(lines: Iterator[str], pattern: str) -> re.Match[str]:
+    """Read on to the first line that fits; pytest-timeout bounds it."""
+    seen = []
+    for line in lines:
+        seen.append(line)
+        if found := re.fullmatch(pattern, line.rstrip("\n")):
+            return found
+    raise AssertionError(f"it ended without {pattern!r}:\n" + "".join(seen))
+
+
+@pytest.mark.e2e
+def test_what_runs_until_ctrl_c() -> None:
+    """The scheduler passes to another process when one is killed; the flags follow the CLI."""
+    scheduler, react = str(EXAMPLES / "scheduler.py"), str(EXAMPLES / "react.py")
+    with local_cluster(nodes=3, port=0) as servers:
+        servers.start()
+        anyio.run(servers.wait_ready, 20)
+        url = servers.url
+        with (
+            lines_of(url, scheduler, "alpha") as (alpha, alphas),
+            lines_of(url, react, "listen") as (listener, flags),
+        ):
+            wait_for(alphas, r"  tick 3 by alpha")
+            wait_for(flags, r"revision \d+: the flags are {}")
+            with lines_of(url, "-m", "folkmoot", "set", "flags", "dark-mode", "on"):
+                wait_for(flags, r"revision \d+: dark-mode is on, was unset")
+            listener.send_signal(signal.SIGINT)
+            assert listener.wait() == 0, "Ctrl-C ends it in order"
+            with lines_of(url, scheduler, "beta") as (_, betas):
+                alpha.kill()
+                last = max(int(n) for n in re.findall(r"tick (\d+)", "".join(alphas)))
+                found = wait_for(betas, r"  tick (\d+) by beta")
+                assert int(found[1]) - last in (1, 2), "at most the one that was under way"
         anyio.run(servers.stop)
