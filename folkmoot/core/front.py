@@ -34,7 +34,7 @@ from folkmoot.core.requests import (
     decode_operations,
     error_fields,
 )
-from folkmoot.core.sessions import Ended, Kept, Opened, encode_close, encode_open
+from folkmoot.core.sessions import Ended, Kept, Opened, Results, encode_close, encode_open
 from folkmoot.core.types import Consistency
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class Front:
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
-        self.connections: set[ClientConnection] = set()
+        self.connections: dict[ClientConnection, None] = {}
+        """In the order in which they came, so that nothing depends on where objects lie."""
         self.by_session: dict[int, ClientConnection] = {}
         self._opening: dict[bytes, ClientConnection] = {}
         self._touched: dict[int, None] = {}
@@ -100,7 +101,7 @@ class Front:
 
         Its session lives on until it is resumed, closed or silent for too long.
         """
-        self.connections.discard(connection)
+        self.connections.pop(connection, None)
         self.replica.reads.forget(connection)
         if connection.opening:
             self._opening.pop(connection.opening, None)
@@ -310,6 +311,17 @@ class Front:
     def touched(self, session_id: int) -> None:
         """The session has results or events that may have to leave in this turn."""
         self._touched[session_id] = None
+
+    def answered(self, results: Results, due: int) -> None:
+        """Tell the client, from sequence `due` on: what lies before these results is kept."""
+        if due < results.first_sequence:
+            session = self.replica.multiplexer.sessions.get(results.session_id)
+            if session is None:
+                return  # it ended in the same batch, which the client is told
+            earlier = session.cached(due, results.first_sequence - 1)
+            self.by_session[results.session_id].results.extend(earlier)
+        self.by_session[results.session_id].results.append(results)
+        self.touched(results.session_id)
 
     def session_opened(self, opened: Opened) -> None:
         """Tell the client that waits for it, if it is still here."""

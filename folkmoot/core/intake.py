@@ -34,6 +34,8 @@ class Outstanding:
     """The unanswered commands of one local session, oldest first."""
 
     next_sequence: int
+    due_sequence: int
+    """The first sequence whose answer this connection has not been sent."""
     groups: deque[tuple[int, Group]] = attrs.field(factory=deque)
     """(first sequence, group)."""
     since: float = 0.0
@@ -64,7 +66,7 @@ class Intake:
     def attach(self, session_id: int, next_sequence: int) -> None:
         """Start taking commands of a session that has just been opened or resumed here."""
         self.detach(session_id)
-        self.sessions[session_id] = Outstanding(next_sequence)
+        self.sessions[session_id] = Outstanding(next_sequence, next_sequence)
 
     def detach(self, session_id: int) -> None:
         """Forget what a session has outstanding: it went elsewhere, or ended."""
@@ -106,17 +108,27 @@ class Intake:
         self.size_bytes += len(group.payload)
         self.fresh.append(group)
 
-    def answered(self, session_id: int, first_sequence: int, count: int, now: float) -> bool:
-        """Commands were applied here; say whether the session's client is waiting for them."""
+    def answered(self, session_id: int, first_sequence: int, count: int, now: float) -> int:
+        """Commands were applied here; return from which sequence on the session's client is to be
+        told, 0 where nobody here waits.
+
+        That may lie before them, where the session has moved here in the midst of its commands:
+
+            1. the client sends 10..12 to S, which proposes 10..11 and then 12, and moves to T
+            2. T has applied 10..11, takes the session over, and then applies 12
+            3. to the client an answer to 12 alone would be one too early; it has not heard of 10
+        """
         session = self.sessions.get(session_id)
         if session is None:
-            return False
+            return 0
         end = first_sequence + count
+        due = min(session.due_sequence, first_sequence)
+        session.due_sequence = max(session.due_sequence, end)
         groups = session.groups
         while groups and groups[0][0] + groups[0][1].count <= end:
             self.size_bytes -= len(groups.popleft()[1].payload)
             session.since = now
-        return True
+        return due
 
     def add_open(self, secret_hash: bytes, group: Group) -> None:
         """Take an opening; whoever waits for it is known by the hash."""
@@ -154,7 +166,11 @@ class Intake:
         return list(keep_alives.values())
 
     def retry_at(self) -> float | None:
-        """When `take` must be called again even if nothing arrives."""
+        """When `take` must be called again even if nothing arrives; None: nothing to route, or no
+        way to route it.
+        """
+        if self._route is None:
+            return None  # or the loop would spin until there is a leader
         return self._check_at if self.size_bytes or self.opens or self.closes else None
 
     def _unanswered(self, now: float, *, older_than_s: float) -> Iterator[Group]:

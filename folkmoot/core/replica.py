@@ -171,7 +171,10 @@ class Replica:
         self._route(now)
         token = self.reads.begin_round() if raft.leader is not None else None
         if token is not None:
-            raft.read_index(token, now)
+            try:
+                raft.read_index(token, now)
+            except Overloaded:
+                self.reads.lost(token)  # so many rounds are under way: with a later one
         ready = raft.ready()
         if ready:
             self._take_effects(ready)
@@ -269,6 +272,8 @@ class Replica:
                 self._expiry_proposed_to = 0
             if raft.is_leader_ready:
                 self._lead(now)
+            else:
+                self.intake.take(None, now)  # no way yet, so nothing to be reminded of
             return
         leader = raft.leader
         self._take_all_forwarded()
@@ -419,11 +424,12 @@ class Replica:
         for results in applied.results:
             if results.errors is not None and results.errors[0][1] in _NOT_CONSUMED:
                 self.intake.route_again(results.session_id, now)
-            elif self.intake.answered(
+                continue
+            due = self.intake.answered(
                 results.session_id, results.first_sequence, len(results.values), now
-            ):
-                front.by_session[results.session_id].results.append(results)
-                front.touched(results.session_id)
+            )
+            if due:
+                front.answered(results, due)
         for session_id in applied.dirty:
             front.touched(session_id)
         for opened in applied.opened:
@@ -453,4 +459,4 @@ class Replica:
 
         It has `hello_timeout_s` to say who it is (the server's to enforce).
         """
-        self.front.connections.add(connection)
+        self.front.connections[connection] = None

@@ -82,7 +82,7 @@ def test_answers_make_room_and_a_session_that_left_takes_its_commands_along() ->
     assert intake.has_room(10)
     intake.detach(7)
     assert intake.size_bytes == 0
-    assert not intake.answered(7, 51, 1, 0.0), "nobody here waits for it any more"
+    assert intake.answered(7, 51, 1, 0.0) == 0, "nobody here waits for it any more"
     assert intake.retry_at() is None
 
 
@@ -104,3 +104,24 @@ def test_only_the_newest_keep_alive_of_a_turn_is_kept() -> None:
     intake.keep_alives[7] = [7, 5, 2, 2]
     assert intake.take_keep_alives() == [[7, 5, 2, 2]]
     assert intake.take_keep_alives() == []
+
+
+def test_without_a_way_there_is_nothing_to_be_reminded_of() -> None:
+    """Reproduces a server that turned without end while it knew no leader and a client waited."""
+    intake = opened()
+    intake.add_open(b"hash", Group(Kind.OPEN_SESSION, 1, b"o"))
+    assert intake.take(None, 5.0) == []
+    assert intake.retry_at() is None
+    assert len(intake.take("leader 1", 6.0)) == 1
+    assert intake.retry_at() == 7.0
+
+
+def test_a_move_in_the_midst_of_commands_asks_for_the_answers_that_it_left_behind() -> None:
+    """Reproduces clients that were told of sequence 12 while 10 was unanswered, and hung up."""
+    intake = Intake(bytes_max=1000, retry_s=1.0)
+    intake.attach(7, 10)
+    assert intake.answered(7, 12, 1, 0.0) == 10, "10 and 11 were applied before the session came"
+    assert intake.answered(7, 13, 2, 0.0) == 13
+    intake.add_commands(7, commands(3), 0.1)
+    assert intake.answered(7, 10, 3, 0.2) == 10, "again, and the client passes it over"
+    assert not intake.size_bytes

@@ -214,7 +214,9 @@ class Replication:
         assert log.term_at(last.last_index) == last.term, (
             f"read back index {last.last_index} of term {last.term}, the log has another there"
         )
-        progress.loaded = batches
+        # Storage counts bytes only; the window counts batches, too.
+        room = self._state.config.window_batches - progress.inflight_batches
+        progress.loaded = batches[:room]
 
     # -- for operators -------------------------------------------------------------------------
 

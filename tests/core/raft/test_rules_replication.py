@@ -334,6 +334,18 @@ def test_batches_read_back_too_late_are_not_sent() -> None:
     assert [r.first_index for r in server.last.log_reads] == [3]
 
 
+def test_batches_read_back_keep_to_the_window() -> None:
+    """Reproduces a window of 2 batches with 8 in flight: storage counts only bytes."""
+    old = batches(*[(1, 1)] * 8)
+    server = Single(log=old, term=1, config=RaftConfig(cache_bytes=4096, window_batches=2))
+    server.raft.log.applied(8)
+    server.raft.log.limit_cache(0)
+    server.lead()
+    server.refuse(2, 8, 3)
+    server.raft.log_read(NodeId(2), old[2:])
+    assert [m.batches for m in to(2, server.turn(), Append)] == [old[2:4]]
+
+
 def test_a_failed_read_of_the_log_is_tried_again() -> None:
     server = Single(log=batches(*[(1, 1)] * 8), term=1)
     server.raft.log.applied(8)
