@@ -1,0 +1,347 @@
+"""A server: its machine (clock, disk) and, while it is up, a Replica with a loop of its own.
+
+The loop mirrors core/server.py: what arrived is gathered, `turn` is called once for all of it, what
+the turn sent is under way before the disk begins, and the next turn comes when something arrives or
+is due. A crash can strike between any two of these steps.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from folkmoot.core.batch import Batch
+from folkmoot.core.config import Member as MemberConfig
+from folkmoot.core.config import NodeConfig
+from folkmoot.core.connection import ClientConnection
+from folkmoot.core.errors import FolkmootError, Overloaded
+from folkmoot.core.multiplexer import Applied, Multiplexer
+from folkmoot.core.raft import Configuration, HardState, LogView, Raft, Ready, Role
+from folkmoot.core.replica import Replica
+from folkmoot.core.storage.log_store import Identity
+from folkmoot.core.types import NodeId
+from folkmoot.transport.codec import pack
+from folkmoot.transport.frame import Frame, FrameReader
+from tests.sim.disk import SimDisk
+from tests.sim.links import Connection, PeerLink, ServerLink
+from tests.sim.scheduler import Clock, Timer
+
+if TYPE_CHECKING:
+    from tests.sim.simulation import Simulation
+
+CLUSTER_ID = b"simulated clust."
+FRAME_BYTES_MAX = 64 << 20
+STOP_TIMEOUT_S = 2.0
+
+
+class WatchedRaft(Raft):
+    """Consensus, whose effects the checks see before they happen."""
+
+    member: Member
+
+    def ready(self) -> Ready:
+        """Take all effects since the last call."""
+        ready = super().ready()
+        if ready:
+            self.member.world.checks.ready(self.member, ready)
+        return ready
+
+
+class WatchedMultiplexer(Multiplexer):
+    """The replicated state, whose changes the checks see as they happen."""
+
+    member: Member
+
+    def apply(self, batch: Batch) -> Applied:
+        """Apply the next batch."""
+        applied = super().apply(batch)
+        self.member.world.checks.applied(self.member, batch, applied)
+        return applied
+
+
+class Member:
+    """One server over all its lives."""
+
+    def __init__(self, world: Simulation, node_id: NodeId, clock: Clock) -> None:
+        self.world = world
+        self.node_id = node_id
+        self.name = str(int(node_id))
+        self.clock = clock
+        self.disk = SimDisk(self, world.random(f"disk {node_id}"))
+        self.links: dict[NodeId, PeerLink] = {}
+        self.life = 0
+        """How often it has been started."""
+        self.is_up = False
+        self.is_paused = False
+        self.after_pause: list[Callable[[], None]] = []
+        self.strike = ""
+        """The point at which it is to crash next."""
+        self.config: NodeConfig
+        self.replica: Replica
+        self.raft: WatchedRaft
+        self.multiplexer: WatchedMultiplexer
+        self._rng = world.random(f"member {node_id}")
+        self._timer = Timer(world.scheduler, self._on_timer)
+        self._reader = FrameReader(FRAME_BYTES_MAX)
+        self._is_turning = False
+        self._now = 0.0
+        self._stop_by: float | None = None
+        self._connections: dict[Connection, tuple[ClientConnection, FrameReader]] = {}
+        self._clear()
+
+    def _clear(self) -> None:
+        self._durable: int | None = None
+        self._ups: list[NodeId] = []
+        self._peer_inbox: list[tuple[NodeId, list[Frame]]] = []
+        self._client_inbox: list[tuple[ClientConnection, list[Frame] | None]] = []
+        self._sent = False
+        self._connections.clear()
+        self.after_pause.clear()
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def configure(self, members: tuple[MemberConfig, ...]) -> None:
+        """Say who the members are, once."""
+        options = self.world.options
+        self.config = NodeConfig(
+            node_id=self.node_id,
+            members=members,
+            raft=options.raft(),
+            limits=options.limits(),
+            storage=options.storage(),
+        )
+
+    def connect_to(self, target: Member) -> None:
+        """Keep a link to another member from now on."""
+        self.links[target.node_id] = PeerLink(self.world.network, self, target)
+
+    def start(self) -> None:
+        """Recover from the disk, and run."""
+        if self.is_up:
+            return
+        self.life += 1
+        configuration = Configuration.bootstrap(self.config.members)
+        identity = Identity(CLUSTER_ID, self.node_id, pack(configuration.encode()))
+        store = self.disk.open(self.config.storage, identity)
+        batches = list(store.batches())
+        voted_for = store.hard_state.voted_for
+        self._now = self.clock.now()
+        self.raft = WatchedRaft(
+            node_id=self.node_id,
+            config=self.config.raft,
+            configuration=configuration,
+            hard_state=HardState(
+                store.hard_state.term, None if voted_for is None else NodeId(voted_for)
+            ),
+            log=LogView.recovered(0, 0, batches, cache_bytes=self.config.raft.cache_bytes),
+            rng=random.Random(self._rng.random()),
+            now=self._now,
+        )
+        self.multiplexer = WatchedMultiplexer(self.world.registry, self.config.limits)
+        self.raft.member = self.multiplexer.member = self
+        self.replica = Replica(
+            config=self.config,
+            cluster_id=CLUSTER_ID,
+            raft=self.raft,
+            multiplexer=self.multiplexer,
+            storage=self.disk,
+            peers=self,
+            clock=self.local_now,
+        )
+        self.is_up, self.is_paused, self.strike, self._stop_by = True, False, "", None
+        self._clear()
+        trace = self.world.trace
+        trace.add("start", self.name, self.life, store.hard_state.term, store.last_index)
+        if self.life > 1:
+            trace.count("restarts")
+        self.world.checks.booted(self, batches)
+        for link in self.links.values():
+            link.open()
+        self.wake()
+
+    def crash(self, *, power_cut: bool) -> None:
+        """End at once, wherever it is."""
+        if not self.is_up:
+            return
+        trace = self.world.trace
+        trace.add("crash", self.name, "power cut" if power_cut else "kill", self.strike)
+        trace.count("crashes")
+        trace.count("power cuts" if power_cut else "kills")
+        self._die()
+        if power_cut:
+            self.disk.files.crash(self.disk.rng)
+        else:
+            self.disk.files.kill()
+        self.world.crashed(self)
+
+    def _die(self) -> None:
+        self.is_up = False
+        self.world.checks.died(self)
+        connections = list(self._connections)
+        self._clear()
+        for link in self.links.values():
+            link.breaks()
+        for connection in connections:
+            connection.server_died()
+
+    def strikes(self, point: str) -> bool:
+        """Crash if this is the point at which it was to; say whether it did."""
+        if self.strike != point:
+            return False
+        self.world.trace.count(f"crashes {point}")
+        self.crash(power_cut=self.world.power_cut())
+        return True
+
+    def stop(self) -> None:
+        """Stop gracefully: hand leadership over, finish, close."""
+        if self.is_up and self._stop_by is None:
+            self.world.trace.add("stop", self.name)
+            self._stop_by = self.local_now() + STOP_TIMEOUT_S
+            self.wake()
+
+    def _may_stop(self) -> bool:
+        now, raft = self.local_now(), self.raft
+        assert self._stop_by is not None, "asked to stop"
+        if raft.role is not Role.LEADER or now >= self._stop_by:
+            return True
+        try:
+            raft.transfer_leadership(None, now)
+        except FolkmootError:
+            return True
+        return False
+
+    def pause(self) -> None:
+        """Stand still, as a stopped process does; time goes on, and what arrives waits."""
+        self.is_paused = True
+        self.world.trace.add("pause", self.name)
+
+    def resume(self) -> None:
+        """Go on with everything that has arrived meanwhile."""
+        if self.is_up and self.is_paused:
+            self.is_paused = False
+            self.world.trace.add("resume", self.name)
+            waiting, self.after_pause = self.after_pause, []
+            for act in waiting:
+                act()
+            self.wake()
+
+    # -- what arrives --------------------------------------------------------------------------
+
+    def local_now(self) -> float:
+        """The time on its own clock."""
+        self._now = max(self._now, self.clock.now())
+        return self._now
+
+    def on_peer_bytes(self, sender: NodeId, data: bytes) -> None:
+        """Whole frames of another member have arrived."""
+        self.world.trace.frame("", str(int(sender)), self.name, data)
+        self._peer_inbox.append((sender, self._reader.feed(data)))
+        self.wake()
+
+    def on_peer_up(self, node_id: NodeId) -> None:
+        """A link to another member came up."""
+        self._ups.append(node_id)
+        self.wake()
+
+    def accept(self, connection: Connection) -> ClientConnection:
+        """A client has connected."""
+        link = ServerLink(connection.down)
+        server = ClientConnection(link, self.replica.front.unflushed)
+        if self._stop_by is not None:
+            self.replica.front.refuse(server, Overloaded("this server is stopping"))
+        else:
+            self.replica.add_connection(server)
+        self._connections[connection] = (server, FrameReader(FRAME_BYTES_MAX))
+        return server
+
+    def on_client_bytes(self, connection: Connection, data: bytes | None) -> None:
+        """Bytes of a client have arrived, or the end of its connection."""
+        found = self._connections.get(connection)
+        if found is None:
+            return
+        server, reader = found
+        if data is None:
+            del self._connections[connection]
+            self._client_inbox.append((server, None))
+        else:
+            self.world.trace.frame("", connection.client.name, self.name, data)
+            self._client_inbox.append((server, reader.feed(data)))
+        self.wake()
+
+    def on_durable(self, number: int) -> None:
+        """Writes up to `number` are on disk."""
+        self._durable = number
+        self.wake()
+
+    def send(self, node_id: NodeId, data: bytes) -> None:
+        """Send a frame to another member (the replica's port)."""
+        self._sent = True
+        self.links[node_id].send(data)
+
+    # -- the loop ------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something has arrived: turn soon."""
+        if not self._is_turning:
+            self._timer.set(self.world.scheduler.now + self.world.options.loop_s)
+
+    def _on_timer(self) -> None:
+        if not self.is_up or self.is_paused:
+            return
+        if self._stop_by is not None and self._may_stop():
+            self._leave()
+            return
+        self._is_turning = True
+        try:
+            self._turn()
+            while self.is_up and self._durable is not None and self.world.options.inline_sync:
+                self._turn()
+        finally:
+            self._is_turning = False
+        if self.is_up:
+            due = self.clock.true(self.replica.deadline())
+            if self._durable is not None or self._peer_inbox or self._client_inbox or self._ups:
+                due = self.world.scheduler.now
+            self._timer.set(due)
+
+    def _turn(self) -> None:
+        now, replica = self.local_now(), self.replica
+        if self._durable is not None:
+            number, self._durable = self._durable, None
+            replica.durable(number, now)
+        ups, self._ups = self._ups, []
+        for node_id in ups:
+            replica.peer_up(node_id)
+        peer_inbox, self._peer_inbox = self._peer_inbox, []
+        for sender, frames in peer_inbox:
+            for frame_type, _, body in frames:
+                replica.peer_frame(sender, frame_type, body, now)
+        client_inbox, self._client_inbox = self._client_inbox, []
+        for server, received in client_inbox:
+            if received is None:
+                replica.front.closed(server)
+            elif server in replica.front.connections:
+                replica.front.frames(server, received, now)
+        stalls = replica.counts.stalls
+        replica.turn(now)
+        if replica.counts.stalls > stalls:
+            self.world.trace.count("stalls noticed")
+        self.world.checks.turned(self)
+        sent, self._sent = self._sent, False
+        if not (sent and self.strikes("after a send")):
+            self.disk.work()
+
+    def _leave(self) -> None:
+        """The graceful stop is complete."""
+        self.world.trace.add("stopped", self.name)
+        self.world.trace.count("graceful stops")
+        store = self.disk.store
+        self._die()
+        store.close()
+        self.world.crashed(self)
+
+    def break_a_connection(self, rng: random.Random) -> None:
+        """Lose one connection, of a member's or a client's."""
+        everything: list[PeerLink | Connection] = [*self.links.values(), *self._connections]
+        rng.choice(everything).breaks()
