@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 V = TypeVar("V")
 
 SCHEME = "folkmoot://"
+MEMORY = "memory://"
+"""One node in this process and its memory, whatever the environment says."""
 DEFAULT_PORT = 7400
 """Of a cluster's clients, where an address names none."""
 URL_VARIABLE = "FOLKMOOT_URL"
@@ -60,10 +62,13 @@ def open(
     """Describe a cluster; nothing happens before it is entered with `async with`.
 
     Args:
-        url: `folkmoot://host:port,host:port` is a cluster (port 7400 where none is given); any
-            other text or path is the directory of one durable node in this process. None: what
-            the environment's FOLKMOOT_URL says, or one node in memory.
+        url: `folkmoot://host:port,host:port` is a cluster (port 7400 where none is given);
+            `memory://` is one node in this process and its memory, as in a test that must not touch
+            a real cluster; any other text or path is the directory of one durable node in this
+            process. None: what the environment's FOLKMOOT_URL says, or one node in memory.
         machines: types of your own, which an embedded node shall serve beside the built-in ones.
+            The servers of a cluster have their own (`Node(machines=...)`, or the command line's
+            `folkmoot server --machine`).
         config: the client's settings.
         name: shown to others as the holder, waiter or candidate; by default host, program, process.
 
@@ -77,6 +82,8 @@ def open(
         return Cluster(None, None, machines=machines, config=config)
     if not _is_path(url):
         raise UsageError(f"open({url!r}): {_ACCEPTED}")
+    if url == MEMORY:
+        return Cluster(None, None, machines=machines, config=config)
     if isinstance(url, str) and "://" in url:
         return Cluster(addresses_of(url), None, machines=machines, config=config)
     return Cluster(None, os.fspath(url), machines=machines, config=config)

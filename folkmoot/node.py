@@ -61,7 +61,11 @@ class Node:
         config = self.config
         transport = self._given_transport
         if transport is None:
-            transport = TcpTransport() if config.members else MemoryTransport(MemoryNetwork())
+            transport = (
+                TcpTransport(send_buffer_bytes_max=config.limits.send_buffer_bytes_max)
+                if config.members
+                else MemoryTransport(MemoryNetwork())
+            )
         self.transport = transport
         files = self._files
         if files is None:

@@ -253,3 +253,13 @@ def test_under_asyncio_itself_a_client_follows_the_leader() -> None:
                     assert await cluster.counter("hits").add(1) > 0
 
     asyncio.run(main())
+
+
+def test_memory_is_memory_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLKMOOT_URL", "folkmoot://127.0.0.1:1")
+
+    async def main() -> None:
+        async with folkmoot.open("memory://") as cluster:
+            assert await cluster.counter("hits").add(1) == 1
+
+    anyio.run(main)

@@ -20,7 +20,10 @@ from folkmoot.cli.exits import CannotStart, ExitCode, leaves
 from folkmoot.cli.options import Command, Options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from folkmoot.core.config import NodeConfig
+    from folkmoot.core.machine import Machine
     from folkmoot.node import Node
 
 log = logging.getLogger("folkmoot.server")
@@ -44,6 +47,13 @@ WATCH_INTERVAL_S = 0.25
     "--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Any setting, as in a file."
 )
 @click.option(
+    "--machine",
+    "machines",
+    multiple=True,
+    metavar="MODULE:CLASS",
+    help="A state machine of your own, beside the built-in ones; the same on all members.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -58,6 +68,7 @@ def server(
     data_dir: str | None,
     members: tuple[str, ...],
     assignments: tuple[str, ...],
+    machines: tuple[str, ...],
     log_level: str,
     stop_with_stdin: bool,
 ) -> int:
@@ -81,13 +92,33 @@ def server(
     )
     config = options.load(given).node
     check(config)
+    kinds = [load_machine(text) for text in machines]
     start_logging(log_level)
     if stop_with_stdin:
         threading.Thread(target=_stop_with_stdin, daemon=True).start()
 
     import anyio
 
-    return anyio.run(serve, config, backend="asyncio", backend_options={"use_uvloop": has_uvloop()})
+    return anyio.run(
+        serve, config, kinds, backend="asyncio", backend_options={"use_uvloop": has_uvloop()}
+    )
+
+
+def load_machine(text: str) -> type[Machine]:
+    """Find the class that "package.module:Class" names. Raises UsageError saying what is wrong."""
+    from importlib import import_module
+
+    from folkmoot.core.errors import UsageError
+    from folkmoot.core.machine import Machine
+
+    module_name, _, class_name = text.partition(":")
+    try:
+        found = getattr(import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"--machine {text}: {error}; write package.module:Class") from error
+    if not (isinstance(found, type) and issubclass(found, Machine)):
+        raise UsageError(f"--machine {text}: {found!r} is no folkmoot.Machine")
+    return found
 
 
 def check(config: NodeConfig) -> None:
@@ -128,7 +159,7 @@ def _stop_with_stdin() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def serve(config: NodeConfig) -> int:
+async def serve(config: NodeConfig, machines: Sequence[type[Machine]] = ()) -> int:
     """Run the node until it is told to stop or has to. Raises what stopped it."""
     import anyio
 
@@ -136,7 +167,7 @@ async def serve(config: NodeConfig) -> int:
     from folkmoot.node import Node
 
     try:
-        async with Node(config) as node, anyio.create_task_group() as tasks:
+        async with Node(config, machines=machines) as node, anyio.create_task_group() as tasks:
             _log_start(node)
             tasks.start_soon(_log_changes, node)
             tasks.start_soon(_stop_on_signal, node)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PEER_FRAME_BYTES_MAX = 64 << 20
 """A member's frame: an append may carry one batch as large as a turn makes it."""
+CONNECT_TIMEOUT_S = 2.0
+"""One attempt to reach a member; a black hole would hold it for minutes."""
 RECONNECT_S = (0.02, 1.0)
 """Delay between two attempts to reach a member: doubled from the first to the second, jittered."""
 
@@ -77,8 +79,11 @@ class PeerLink:
         while True:
             self._down = anyio.Event()
             try:
-                self.link = await transport.connect(self.address, self, frame_bytes_max=16 << 10)
-            except ConnectionLost:
+                with anyio.fail_after(CONNECT_TIMEOUT_S):
+                    self.link = await transport.connect(
+                        self.address, self, frame_bytes_max=16 << 10
+                    )
+            except (ConnectionLost, TimeoutError):
                 pass
             else:
                 self.link.immediate = True

@@ -79,3 +79,12 @@ def os_error_of(error: BaseException | None) -> OSError | None:
         else:
             error = error.__cause__ or error.__context__
     return None
+
+
+def set_options(sock: socket.socket, silence_max_s: float) -> None:
+    """Send small frames at once, and notice that the other side confirms nothing any more."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(int(silence_max_s * 1000), 1)
+        )

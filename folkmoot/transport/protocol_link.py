@@ -17,7 +17,7 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
-from folkmoot.transport.address import cause_of, printable
+from folkmoot.transport.address import cause_of, printable, set_options
 from folkmoot.transport.base import BaseLink, BaseTransport
 
 
@@ -33,12 +33,14 @@ class ProtocolLink(BaseLink, asyncio.BufferedProtocol):
         owner: BaseTransport,
         buffer: memoryview,
         frame_bytes_max: int,
+        silence_max_s: float,
         on_made: Callable[[ProtocolLink], None] | None = None,
     ) -> None:
         super().__init__(owner, "unconnected", frame_bytes_max)
         self._loop = asyncio.get_running_loop()
         self._buffer = buffer
         self._on_made = on_made
+        self._silence_max_s = silence_max_s
         self._transport: asyncio.Transport | None = None
         self._flush_asked = False
         self._deadline: asyncio.TimerHandle | None = None
@@ -50,7 +52,7 @@ class ProtocolLink(BaseLink, asyncio.BufferedProtocol):
         self.remote = printable(transport.get_extra_info("peername"))
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            set_options(sock, self._silence_max_s)
         # The limit is kept in `send`; the transport need never call pause_writing.
         stream.set_write_buffer_limits(high=self._owner.send_buffer_bytes_max * 2)
         if self._on_made is None:

@@ -30,6 +30,7 @@ from folkmoot.transport.address import (
     os_error_of,
     parse_address,
     printable,
+    set_options,
 )
 from folkmoot.transport.backend import running_backend
 from folkmoot.transport.base import BaseLink, BaseTransport
@@ -50,6 +51,7 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _EXHAUSTED_PAUSE_S = 0.1
 _BACKLOG = 1024
 _RECEIVE_BYTES = 256 << 10
+SILENCE_MAX_S = 5.0
 
 
 class TcpTransport(BaseTransport):
@@ -59,6 +61,9 @@ class TcpTransport(BaseTransport):
         streams: use anyio streams on asyncio as well.
         send_buffer_bytes_max: unsent bytes per link; a link that passes it is closed.
         close_timeout_s: how long a closing link waits for the other side.
+        silence_max_s: sent bytes that the other side's kernel has not confirmed for so long end the
+            link (where the system knows TCP_USER_TIMEOUT). Without it a link over a black hole
+            stays up for minutes, and after the hole has closed it is silent for as long again.
     """
 
     def __init__(
@@ -67,10 +72,12 @@ class TcpTransport(BaseTransport):
         streams: bool = False,
         send_buffer_bytes_max: int = SEND_BUFFER_BYTES_MAX,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
+        silence_max_s: float = SILENCE_MAX_S,
     ) -> None:
         super().__init__(
             send_buffer_bytes_max=send_buffer_bytes_max, close_timeout_s=close_timeout_s
         )
+        self.silence_max_s = silence_max_s
         self._streams = streams
         self.receive_buffer = memoryview(bytearray(_RECEIVE_BYTES))
 
@@ -123,7 +130,9 @@ class TcpTransport(BaseTransport):
     ) -> Link:
         loop = asyncio.get_running_loop()
         _, link = await loop.create_connection(
-            lambda: ProtocolLink(self, self.receive_buffer, frame_bytes_max), host, port
+            lambda: ProtocolLink(self, self.receive_buffer, frame_bytes_max, self.silence_max_s),
+            host,
+            port,
         )
         # Nothing was read so far, and nothing is until the caller's task awaits again.
         self._refuse_if_closing(link)
@@ -135,7 +144,7 @@ class TcpTransport(BaseTransport):
         self, host: str, port: int, receiver: Receiver, frame_bytes_max: int
     ) -> Link:
         stream = await anyio.connect_tcp(host, port)
-        link = StreamLink(self, stream, await _prepare(stream), frame_bytes_max)
+        link = StreamLink(self, stream, await _prepare(stream, self.silence_max_s), frame_bytes_max)
         if self._closing:
             await anyio.aclose_forcefully(stream)
         self._refuse_if_closing(link)
@@ -218,7 +227,9 @@ class _ProtocolListener(_TcpListener):
 
     def _make_link(self) -> ProtocolLink:
         owner = self._owner
-        return ProtocolLink(owner, owner.receive_buffer, self._frame_bytes_max, self._made)
+        return ProtocolLink(
+            owner, owner.receive_buffer, self._frame_bytes_max, owner.silence_max_s, self._made
+        )
 
     def _made(self, link: ProtocolLink) -> None:
         self._owner.accept(link, self._on_link, self.address)
@@ -227,7 +238,7 @@ class _ProtocolListener(_TcpListener):
 class _StreamListener(_TcpListener):
     async def _accept(self) -> None:
         stream = await self._listener.accept()
-        remote = await _prepare(stream)
+        remote = await _prepare(stream, self._owner.silence_max_s)
         link = StreamLink(self._owner, stream, remote, self._frame_bytes_max)
         self._owner.accept(link, self._on_link, self.address)
         self._owner.start(link)  # also when nobody took it: `run` closes the stream
@@ -237,11 +248,11 @@ def _raw_socket(of: SocketListener | SocketStream) -> Any:
     return of.extra_attributes[SocketAttribute.raw_socket]()
 
 
-async def _prepare(stream: SocketStream) -> str:
-    """Switch off Nagle's delay and return the other side's address; close `stream` on failure."""
+async def _prepare(stream: SocketStream, silence_max_s: float) -> str:
+    """Set the socket's options and return the other side's address; close `stream` on failure."""
     try:
         raw = _raw_socket(stream)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_options(raw, silence_max_s)
         return printable(raw.getpeername())
     except OSError:
         await anyio.aclose_forcefully(stream)

@@ -255,3 +255,24 @@ def test_a_port_in_use_stops_up_before_anything_is_started() -> None:
     if port <= 65_000:
         assert done.returncode == ExitCode.USAGE
         assert f"port {port} on 127.0.0.1 cannot be used" in done.stderr
+
+
+def test_a_machine_of_ones_own_is_loaded_or_refused_by_name(tmp_path: Path) -> None:
+    def start(machine: str) -> subprocess.CompletedProcess[str]:
+        ports = free_ports(2)
+        member = f"1=127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}"
+        return run(
+            *("server", "--node-id", "1", "--data-dir", str(tmp_path / "data")),
+            *("--member", member, "--machine", machine),
+        )
+
+    for machine, why in (
+        ("no.such.module:Thing", "no.such.module"),
+        ("folkmoot.core.machine:Thing", "Thing"),
+        ("folkmoot.core.types:NodeId", "is no folkmoot.Machine"),
+        ("nonsense", "package.module:Class"),
+    ):
+        ended = start(machine)
+        assert ended.returncode == ExitCode.USAGE
+        assert why in ended.stderr
+        assert "Traceback" not in ended.stderr
