@@ -238,8 +238,8 @@ async def work(arguments: argparse.Namespace) -> dict[str, Any]:
         return adapter
 
     if arguments.workload == "preload":
-        await workloads.preload(connect)
-        return {"rate": 0.0, "count": workloads.KEYS}
+        await workloads.preload(connect, arguments.keys)
+        return {"rate": 0.0, "count": arguments.keys}
     await asyncio.sleep(max(0.0, arguments.go_at - time.monotonic()))
     before = sum(os.times()[:2])
     result: dict[str, Any] = await workloads.run(connect, arguments.workload, arguments.seconds)
@@ -253,6 +253,7 @@ def main() -> None:
     parser.add_argument("--address", required=True)
     parser.add_argument("--workload", required=True)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--keys", type=int, default=workloads.KEYS, help="of a preload")
     parser.add_argument("--go-at", type=float, default=0.0)
     parser.add_argument("--profile", help="write a cProfile of this process here")
     arguments = parser.parse_args()

@@ -14,7 +14,7 @@ FACTS = {
     "failover_s": "leader kill -9 to next write, s",
     "idle_percent": "idle CPU per node, % of a core",
     "rss_idle_mib": "resident memory idle, MiB",
-    "rss_10k_keys_mib": "resident memory after 10,000 keys, MiB",
+    "rss_100k_keys_mib": "resident memory after 100,000 keys, MiB",
 }
 
 
@@ -34,7 +34,7 @@ def _cell(value: float | None, digits: int = 0) -> str:
 def table(rows: list[dict[str, Any]], facts: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     """Medians of every workload, and the ratio of Folkmoot's to each peer's."""
     systems = list(settings["versions"])
-    peers = [system for system in systems if system != "folkmoot"]
+    peers = [system for system in systems if not system.startswith("folkmoot")]
     versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
     titles = ["workload", *(f"{name} /s | p50 / p99 ms" for name in systems), "us CPU/op"]
     titles += [f"x {peer}" for peer in peers]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import HOST, Processes, free_ports
+from benchmarks.workloads import KEYS
 
 NODES = 3
 
@@ -113,6 +114,26 @@ class Folkmoot(System):
                 return None if status["leader"] is None else int(status["leader"]) - 1
 
         return int(wait_for(lambda: asyncio.run(ask()), "the leader of folkmoot"))
+
+
+class FolkmootSingle(System):
+    """One durable node embedded in the client's own process."""
+
+    name = "folkmoot-single"
+    settings = "embedded in the client's process, on disk, fsync on"
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        from importlib.metadata import version
+
+        self.version = version("folkmoot")
+
+    def start(self) -> None:
+        shutil.rmtree(self.directory / "data", ignore_errors=True)
+        (self.directory / "data").mkdir(parents=True)
+
+    def address(self, prefer_leader: bool = True) -> str:
+        return str(self.directory / "data" / "node")
 
 
 class Etcd(System):
@@ -243,17 +264,24 @@ class ZooKeeper(System):
         return f"{HOST}:{self.ports[3 * number]}"
 
 
-SYSTEMS: dict[str, type[System]] = {kind.name: kind for kind in (Folkmoot, Etcd, ZooKeeper)}
+SYSTEMS: dict[str, type[System]] = {
+    kind.name: kind for kind in (Folkmoot, FolkmootSingle, Etcd, ZooKeeper)
+}
 
 
 def client_run(
-    system: str, address: str, workload: str, seconds: float, processes: int = 1
+    system: str,
+    address: str,
+    workload: str,
+    seconds: float,
+    processes: int = 1,
+    keys: int = KEYS,
 ) -> dict[str, Any]:
     """Run a workload in one or more client processes at once and add up what they report."""
     command = [
         sys.executable, "-m", "benchmarks.client",
         "--system", system, "--address", address, "--workload", workload, "--seconds", str(seconds),
-        "--go-at", str(time.monotonic() + (2.0 if processes > 1 else 0.0)),
+        "--keys", str(keys), "--go-at", str(time.monotonic() + (2.0 if processes > 1 else 0.0)),
     ]  # fmt: skip
     children = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)

@@ -64,6 +64,8 @@ def status(replica: Replica, arguments: list[Any], now: float) -> dict[str, Any]
         "storage": replica.storage.status(),
         "loop": {
             "turns": replica.counts.turns,
+            "longest_turn_ms": round(replica.counts.longest_turn_s * 1000, 3),
+            "busy_s": round(replica.counts.busy_s, 3),
             "entries_applied": replica.counts.entries_applied,
             "batches_proposed": replica.counts.batches_proposed,
             "groups_dropped": replica.counts.groups_dropped,

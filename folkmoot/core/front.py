@@ -225,6 +225,7 @@ class Front:
             or intake.in_flight(session_id) + len(operations) > window
         ):
             connection.refused_from = first
+            self.replica.reads.refused(connection, first)
             connection.send(
                 FrameType.REFUSED_COMMANDS,
                 first,
@@ -272,6 +273,8 @@ class Front:
             errors = [[at, *error_fields(error)] for at in range(len(operations))]
             connection.send(FrameType.READ_RESULTS, request_id, 0, [None] * len(operations), errors)
             return
+        if connection.refused_from:  # sent before the client learned of it
+            after_sequence = min(after_sequence, connection.refused_from - 1)
         read = Read(
             connection, request_id, at_least, connection.session_id, after_sequence, operations
         )

@@ -90,6 +90,14 @@ class Counts:
     groups_dropped: int = 0
     """Forwarded groups that were out of order or refused here; they come again."""
     stalls: int = 0
+    longest_turn_s: float = 0.0
+    busy_s: float = 0.0
+    """Time spent in turns; told by whoever has a clock for it."""
+
+    def turn_took(self, elapsed_s: float) -> None:
+        """Count the time of one turn."""
+        self.busy_s += elapsed_s
+        self.longest_turn_s = max(self.longest_turn_s, elapsed_s)
 
 
 class Replica:

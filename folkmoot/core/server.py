@@ -78,21 +78,6 @@ def cluster_id_of(cluster: str, members: Sequence[Member]) -> bytes:
     return hashlib.sha256(pack(["folkmoot", cluster, first])).digest()[:16]
 
 
-@attrs.define
-class LoopTimes:
-    """How long the loop's turns take (seconds)."""
-
-    longest_s: float = 0.0
-    busy_s: float = 0.0
-    turns: int = 0
-
-    def add(self, elapsed_s: float) -> None:
-        """Count one turn."""
-        self.turns += 1
-        self.busy_s += elapsed_s
-        self.longest_s = max(self.longest_s, elapsed_s)
-
-
 def _refusal(error: FolkmootError) -> bytes:
     """The last frame on a link that is closed because of its bytes."""
     return encode(FrameType.REFUSED, error.code, Exception.__str__(error))
@@ -154,7 +139,6 @@ class Server:
         self.peer_receivers: set[_PeerReceiver] = set()
         self.client_address = ""
         self.peer_address = ""
-        self.times = LoopTimes()
         self._registry = registry
         self._files = files
         self._ungreeted: deque[_ClientReceiver | _PeerReceiver] = deque()
@@ -345,7 +329,7 @@ class Server:
         self.replica.turn(now)
         if self._ungreeted:
             self._check_ungreeted(now)
-        self.times.add(time.perf_counter() - begun)
+        self.replica.counts.turn_took(time.perf_counter() - begun)
 
     def _take_peers(self, now: float) -> None:
         inbox, self.peer_inbox = self.peer_inbox, []
