@@ -76,6 +76,7 @@ class Node:
             )
         self.server = Server(config, self._registry, files, transport)
         self._stopped = anyio.Event()
+        self._shelter = anyio.CancelScope(shield=True)
         if self._given_transport is None:
             await transport.__aenter__()
         self._tasks = anyio.create_task_group()
@@ -83,6 +84,7 @@ class Node:
         try:
             await self._tasks.start(self._run)
         except BaseException as error:
+            self._shelter.cancel()
             await self._leave(type(error), error, error.__traceback__)
             raise
         return self
@@ -90,7 +92,9 @@ class Node:
     async def _run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         assert self._stopped is not None
         try:
-            await self.server.run(task_status=task_status)
+            # A cancelled body still leaves in order: its clients, then this server (`stop`).
+            with self._shelter:
+                await self.server.run(task_status=task_status)
         except Exception as error:
             self.failed = error
             raise

@@ -263,3 +263,14 @@ def test_memory_is_memory_whatever_the_environment_says(monkeypatch: pytest.Monk
             assert await cluster.counter("hits").add(1) == 1
 
     anyio.run(main)
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_body_leaves_an_embedded_cluster_at_once() -> None:
+    """The node outlives the body for as long as the client needs to close its session."""
+    begun = anyio.current_time()
+    with anyio.move_on_after(0.1):
+        async with folkmoot.open() as cluster:
+            await cluster.counter("hits").add(1)
+            await anyio.sleep_forever()
+    assert anyio.current_time() - begun < 0.9

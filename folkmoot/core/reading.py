@@ -103,6 +103,17 @@ class ReadDesk:
             else:
                 yield read
 
+    def refused(self, connection: Any, first_sequence: int) -> None:
+        """Commands of a client from `first_sequence` on were not taken: no read waits for them.
+
+        1. a client sends commands 5..9 and a sequential read behind them, which names 9
+        2. the commands are refused, as too many wait; the client gives them up
+        3. nothing with the sequence 9 may come for hours, and the read would wait for it
+        """
+        for read in [*self._behind, *[item[2] for item in self._confirmed]]:
+            if read.connection is connection:
+                read.after_sequence = min(read.after_sequence, first_sequence - 1)
+
     def forget(self, connection: Any) -> None:
         """A client went away."""
         self.unconfirmed = [read for read in self.unconfirmed if read.connection is not connection]

@@ -38,6 +38,7 @@ from folkmoot.transport.link import (
     OnLink,
     Receiver,
 )
+from folkmoot.transport.shelter import Shelter
 
 logger = logging.getLogger("folkmoot.transport")
 
@@ -60,7 +61,8 @@ class BaseTransport:
     ) -> None:
         self.send_buffer_bytes_max = send_buffer_bytes_max
         self.close_timeout_s = close_timeout_s
-        self._tasks: TaskGroup | None = None
+        self._group: TaskGroup | None = None
+        self._tasks: Shelter | None = None
         self._links: dict[BaseLink, None] = {}  # in order, which a set would not keep
         self._listeners: dict[Listener, None] = {}
         self._closing = False
@@ -76,10 +78,10 @@ class BaseTransport:
             raise UsageError("a transport is entered once: make another one")
         self._wake_guard = anyio.Event()
         self._drained = anyio.Event()
-        tasks = anyio.create_task_group()
-        await tasks.__aenter__()
-        tasks.start_soon(self._guard)
-        self._tasks = tasks
+        group = anyio.create_task_group()
+        await group.__aenter__()
+        group.start_soon(self._guard)
+        self._group, self._tasks = group, Shelter(group)
         return self
 
     async def __aexit__(
@@ -94,11 +96,13 @@ class BaseTransport:
         else:
             for link in list(self._links):
                 link.abort("the transport was closed by an error")
-        tasks = self._running()
-        tasks.cancel_scope.cancel()
-        self._tasks = None
+        group = self._group
+        assert group is not None, "left before it was entered"
+        self._running().end()
+        group.cancel_scope.cancel()
+        self._group = self._tasks = None
         try:
-            return await tasks.__aexit__(exc_type, exc, traceback)
+            return await group.__aexit__(exc_type, exc, traceback)
         finally:
             await self._dispose_all()
 
@@ -157,14 +161,14 @@ class BaseTransport:
         link.hand_out(receiver)
         return True
 
-    def _running(self) -> TaskGroup:
+    def _running(self) -> Shelter:
         if self._tasks is None:
             raise UsageError(
                 f"{type(self).__name__} is not running: use it inside `async with transport:`"
             )
         return self._tasks
 
-    def _open(self) -> TaskGroup:
+    def _open(self) -> Shelter:
         tasks = self._running()
         if self._closing:
             raise UsageError(f"{type(self).__name__} is closing: it makes no more connections")

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 import anyio
-from anyio.abc import TaskGroup
 
 from folkmoot.transport.backend import running_backend
+from folkmoot.transport.shelter import Shelter
 
 Callback = Callable[[], None]
 
@@ -37,7 +37,7 @@ class Turns(Protocol):
         """Call when the clock shows `when`."""
 
 
-def start_turns(tasks: TaskGroup) -> Turns:
+def start_turns(tasks: Shelter) -> Turns:
     """Return the running backend's turns; what they need lives in `tasks`."""
     if running_backend() == "asyncio":
         return _AsyncioTurns()

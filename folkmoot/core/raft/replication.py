@@ -170,7 +170,9 @@ class Replication:
             return ()
         if progress.loaded:
             batches, progress.loaded = progress.loaded, ()
-            return batches
+            if batches[0].first_index == index:
+                return batches
+            # A late answer has shown meanwhile that the follower has them.
         if index < log.first_index:
             progress.become_prefix(index)
             self._trace(progress)
