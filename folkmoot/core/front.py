@@ -368,6 +368,20 @@ class Front:
             connection.event_index = 0
             connection.send(FrameType.SESSION_ENDED, ended.session_id, ended.reason, ended.index)
 
+    def answer(self) -> None:
+        """End a turn: results and events, then reads, then one write per connection.
+
+        A resumed session's events come of the reads, so there is a second look at the events.
+        """
+        if self._touched:
+            self.deliver()
+        if self.replica.reads.are_near:
+            self.serve_reads()
+            if self._touched:
+                self.deliver()
+        if self.unflushed:
+            self.flush()
+
     def flush(self) -> None:
         """Everything of this turn leaves, with one write per connection."""
         unflushed, self.unflushed[:] = list(self.unflushed), []

@@ -64,6 +64,11 @@ class ReadDesk:
         rounds = sum(map(len, self.rounds.values()))
         return len(self.unconfirmed) + rounds + len(self._confirmed) + len(self._behind)
 
+    @property
+    def are_near(self) -> bool:
+        """Whether any read may be answered in this turn: all others wait for a round."""
+        return bool(self._confirmed or self._behind or self.leased)
+
     def begin_round(self) -> int | None:
         """Put every unconfirmed read into one new round; its token, or None when there is none."""
         if not self.unconfirmed:

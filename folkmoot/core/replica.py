@@ -168,6 +168,19 @@ class Replica:
         """Writes up to `number` are on disk."""
         self.raft.durable(number, now)
 
+    def settle(self, now: float) -> bool:
+        """Send what waited for a write that is durable now; say whether a turn is due at once.
+
+        Half a turn, and a fifth of its price: after most writes a leader has nothing to say before
+        its followers have answered, and a follower nothing but its reply.
+        """
+        ready = self.raft.ready()
+        if ready:
+            self._take_effects(ready)
+            self._flush_peers()
+        self._due = min(self._due, self.raft.deadline())
+        return self._applicable > self.multiplexer.index or bool(ready.reads or ready.reads_lost)
+
     # the turn
 
     def turn(self, now: float) -> None:
@@ -188,14 +201,14 @@ class Replica:
             self._take_effects(ready)
         if self._outbox:
             self._flush_peers()
-        self._apply_committed(now)
+        if self.multiplexer.index < self._applicable:
+            self._apply_committed(now)
         if raft.leader != self._told_leader:
             self._tell_leader()
-        self.front.deliver()
-        self.front.serve_reads()
-        self.front.deliver()
-        self.front.flush()
-        self._trim_forwarded()
+        self.front.answer()
+        if self._forwarded_bytes > self.config.limits.pending_bytes_max:
+            # A leader that is not ready cannot keep any more of it; it comes again.
+            self.counts.groups_dropped += len(self._take_all_forwarded())
         raft.set_commit_interest(bool(self.front.by_session) or self.reads.waiting() > 0)
         self._due = self._deadline(now)
 
@@ -389,14 +402,6 @@ class Replica:
     def _take_all_forwarded(self) -> list[Group]:
         groups, self._forwarded, self._forwarded_bytes = self._forwarded, [], 0
         return groups
-
-    def _trim_forwarded(self) -> None:
-        """A leader that is not ready keeps what is forwarded to it, up to a limit.
-
-        What it drops comes again.
-        """
-        if self._forwarded_bytes > self.config.limits.pending_bytes_max:
-            self.counts.groups_dropped += len(self._take_all_forwarded())
 
     # applying
 

@@ -306,9 +306,9 @@ class Server:
                 # What this turn sent leaves before the own disk is asked (§10.2.1).
                 if not self.transport.can_write_at_once:
                     await anyio.lowlevel.checkpoint()
-                number = self.disk.sync_inline()
-                self.replica.durable(number, self.clock())
-                self._turn()
+                self.replica.durable(self.disk.sync_inline(), self.clock())
+                if self.replica.settle(self.clock()):
+                    self._turn()
 
     def _turn(self) -> None:
         begun = time.perf_counter()

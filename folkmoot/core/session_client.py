@@ -165,6 +165,8 @@ class SessionClient:
 
     def received(self, frames: Sequence[Frame], now: float) -> None:
         """Take the frames of one receive. What does not fit ends the connection only."""
+        if not self.connector.address:
+            return  # they were behind those that ended it: what they answer is asked again
         self._patience.heard()
         try:
             for frame_type, _, body in frames:
