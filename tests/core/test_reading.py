@@ -74,3 +74,16 @@ def test_a_client_that_left_leaves_nothing_behind() -> None:
     desk.unconfirmed.append(read(9, connection="stays"))
     desk.forget("gone")
     assert desk.waiting() == 1
+
+
+def test_no_read_waits_for_commands_that_were_refused() -> None:
+    """Reproduces a sequential read that had no answer until its client used its sequence again."""
+    desk = ReadDesk()
+    desk.add_confirmed(read(1, after_sequence=9))
+    desk.add_confirmed(read(2, after_sequence=9, connection="other"))
+    assert due(desk, 5, sequence=4) == []
+    desk.add_confirmed(read(3, at_least=6, after_sequence=7))
+    desk.refused("c", 5)
+    assert due(desk, 5, sequence=4) == [1]
+    assert due(desk, 6, sequence=4) == [3]
+    assert due(desk, 6, sequence=9) == [2]

@@ -277,6 +277,29 @@ def test_opening_is_repeated_with_the_same_secret() -> None:
     assert secrets == [b"\1" * 16] * 2
 
 
+def test_nothing_of_a_connection_counts_once_it_was_given_up() -> None:
+    """Reproduces a read that did not see its own session's command.
+
+    The command was refused when it was sent again, and the server answered the read behind it.
+    """
+    client = Driver().ready()
+    target = client.opened()
+    command = client.do(target)
+    client.lose()
+    client.reconnect(sequence=1)
+    read = client.read(target, Consistency.SEQUENTIAL)
+    client.turn()
+    refusal = pack([command.sequence, Overloaded.code, "too many"])
+    client.core.received([(FrameType.REFUSED_COMMANDS, 0, refusal)], client.now)
+    request_id = client.frames(FrameType.READ)[-1][0]
+    answer = pack([request_id, 21, [0], None])
+    client.core.received([(FrameType.READ_RESULTS, 0, answer)], client.now)
+    client.turn()
+    assert not read.answered
+    assert not command.answered
+    assert client.disconnects
+
+
 def test_commands_refused_as_malformed_everywhere_do_not_block_the_client_for_ever() -> None:
     client = Driver().ready()
     command = client.do(client.target())
