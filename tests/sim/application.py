@@ -210,6 +210,8 @@ class Application:
     def _claim(self) -> None:
         claim = self.rng.choice(self.claims)
         if claim.state == "idle":
+            if claim.token and self.rng.random() < 0.2:
+                self._fenced_write(claim)  # its time is over, and it does not know
             self._ask_for(claim)
         elif claim.state == "waiting" and self.rng.random() < 0.4:
             self._withdraw(claim)
@@ -247,7 +249,7 @@ class Application:
             return
         if self.rng.random() < 0.5:
             self._fenced_write(claim)
-        held_s = self.rng.choice((0.01, 0.1, 0.5, 2.0)) * self.rng.random()
+        held_s = self.rng.random() * self.client.world.options.hold_s
         self.client.world.scheduler.after(held_s, self._done_with, claim, token)
 
     def _done_with(self, claim: Claim, token: int) -> None:
@@ -320,7 +322,7 @@ class Application:
         self.client.wake()
 
     def _abandon(self, call: Call) -> None:
-        """The caller gives up: a call that was not sent is taken back, another one's answer drops."""
+        """The caller gives up: the call is taken back if it was not sent, else nobody listens."""
         if call in self.pending and self.client.is_alive:
             self.client.world.trace.count("calls abandoned")
             if self.client.core.pipeline.withdraw(call):
@@ -349,6 +351,7 @@ class Application:
             world.checks.read(self.client, operation)
             return
         world.trace.count(f"commands {_outcome(error)}")
+        world.trace.count("commands refused", int(isinstance(error, Overloaded)))
         world.checks.answered(self.client, operation)
         if operation.then is not None and not isinstance(error, SessionEnded):
             operation.then(operation)

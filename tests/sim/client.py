@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from folkmoot.core.config import ClientConfig
+from folkmoot.core.config import ClientConfig, LimitsConfig
 from folkmoot.core.effects import Effects
 from folkmoot.core.event_chain import Event
 from folkmoot.core.session_client import SessionClient
@@ -43,7 +43,7 @@ class SimClient:
             connect_timeout_s=0.5,
             reconnect_delay_max_s=0.5,
             prefer_leader=rng.random() < options.prefer_leader,
-            limits=options.limits(),
+            limits=options.limits() if rng.random() < 0.5 else LimitsConfig(),
         )
         addresses = [member.config.member().client_address for member in world.members.values()]
         self.core = SessionClient(
@@ -52,6 +52,7 @@ class SimClient:
         self.session_id = 0
         """The session that the present notices are about."""
         self.connection: Connection | None = None
+        self._connected_session = 0
         self._reader = FrameReader(FRAME_BYTES_MAX)
         self._inbox: list[tuple[Connection, list[Frame] | None, str]] = []
         self._connect_by = NEVER
@@ -135,6 +136,10 @@ class SimClient:
                 self.application.on_event(notice)
             else:
                 self.world.trace.add("state", self.name, notice.state.value, notice.session_id)
+                if notice.state is ConnectionState.CONNECTED:
+                    again = notice.session_id == self._connected_session
+                    self.world.trace.count("sessions resumed", int(again))
+                    self._connected_session = notice.session_id
                 if notice.state in (ConnectionState.EXPIRED, ConnectionState.CLOSED):
                     self.session_id = self.core.session.id
                     self.application.on_session_lost()

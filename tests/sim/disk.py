@@ -7,13 +7,14 @@ lives; the LogStore is made anew in each.
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from folkmoot.core.batch import Batch
 from folkmoot.core.config import StorageConfig
-from folkmoot.core.errors import StorageError
+from folkmoot.core.errors import StorageCorrupt, StorageError
 from folkmoot.core.raft import Write
 from folkmoot.core.storage.log_store import Identity, LogStore
 from folkmoot.core.storage.memory import MemoryFiles, PowerCut
@@ -35,13 +36,38 @@ class SimDisk:
         self._queue: list[Write] = []
         self._busy = False
 
-    def open(self, config: StorageConfig, identity: Identity) -> LogStore:
-        """Recover. Raises StorageError where the files do not allow it."""
+    def open(self, config: StorageConfig, identity: Identity) -> bool:
+        """Recover; False if a fault came in between. Raises StorageCorrupt, which is never right:
+        nothing here damages what was durable.
+        """
         self._queue, self._busy = [], False
-        self.store = LogStore.open(self.files, config, identity)
-        if self.store.recovered.torn_tail is not None:
+        with self._faults() as whole:
+            self.store = LogStore.open(self.files, config, identity)
+            whole.append(True)
+        if whole and self.store.recovered.torn_tail is not None:
             self.member.world.trace.count("torn tails cut")
-        return self.store
+        return bool(whole)
+
+    def close(self) -> None:
+        """Close, as a graceful stop does; a fault may come in between."""
+        with self._faults():
+            self.store.close()
+
+    @contextlib.contextmanager
+    def _faults(self) -> Iterator[list[bool]]:
+        """While no replica runs, a fault only ends what is under way."""
+        trace = self.member.world.trace
+        try:
+            yield []
+        except StorageCorrupt:
+            raise
+        except (PowerCut, StorageError) as error:
+            trace.add("fault", self.member.name, type(error).__name__)
+            trace.count("faults in recovery or closing")
+            if isinstance(error, PowerCut):
+                self.files.crash(self.rng)
+            else:
+                self.files.kill()
 
     def calm(self) -> None:
         """No faults from now on."""

@@ -47,6 +47,12 @@ class WatchedRaft(Raft):
             self.member.world.checks.ready(self.member, ready)
         return ready
 
+    def lease_valid(self, now: float) -> bool:
+        """Return whether a read of the applied state is linearizable right now."""
+        valid = super().lease_valid(now)
+        self.member.world.trace.count("leases valid", int(valid))
+        return valid
+
 
 class WatchedMultiplexer(Multiplexer):
     """The replicated state, whose changes the checks see as they happen."""
@@ -120,10 +126,13 @@ class Member:
         """Recover from the disk, and run."""
         if self.is_up:
             return
-        self.life += 1
         configuration = Configuration.bootstrap(self.config.members)
         identity = Identity(CLUSTER_ID, self.node_id, pack(configuration.encode()))
-        store = self.disk.open(self.config.storage, identity)
+        if not self.disk.open(self.config.storage, identity):
+            self.world.crashed(self)
+            return
+        self.life += 1
+        store = self.disk.store
         batches = list(store.batches())
         voted_for = store.hard_state.voted_for
         self._now = self.clock.now()
@@ -323,10 +332,10 @@ class Member:
                 replica.front.closed(server)
             elif server in replica.front.connections:
                 replica.front.frames(server, received, now)
-        stalls = replica.counts.stalls
+        stalls, dropped = replica.counts.stalls, replica.counts.groups_dropped
         replica.turn(now)
-        if replica.counts.stalls > stalls:
-            self.world.trace.count("stalls noticed")
+        self.world.trace.count("stalls noticed", replica.counts.stalls - stalls)
+        self.world.trace.count("groups dropped", replica.counts.groups_dropped - dropped)
         self.world.checks.turned(self)
         sent, self._sent = self._sent, False
         if not (sent and self.strikes("after a send")):
@@ -336,9 +345,8 @@ class Member:
         """The graceful stop is complete."""
         self.world.trace.add("stopped", self.name)
         self.world.trace.count("graceful stops")
-        store = self.disk.store
         self._die()
-        store.close()
+        self.disk.close()
         self.world.crashed(self)
 
     def break_a_connection(self, rng: random.Random) -> None:

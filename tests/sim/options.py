@@ -73,6 +73,8 @@ class Options:
     prefer_leader: float = 0.7
     """The part of clients that move to the leader."""
     read_part: float = 0.3
+    hold_s: float = 0.3
+    """How long locks are held and elections led, at most."""
 
     # limits
     small_limits: bool = False
@@ -130,7 +132,7 @@ class Options:
             seed=seed,
             nodes=nodes or drawn_nodes,
             clients=rng.randint(2, 5),
-            duration_s=round(rng.uniform(7.0, 16.0), 1),
+            duration_s=round(rng.uniform(10.0, 30.0), 1),
             **network,
             **servers,
             work_rate=rng.choice((6.0, 12.0, 20.0)),
@@ -141,6 +143,7 @@ class Options:
             abandon=maybe.rate(0.5, 0.02, 0.3),
             prefer_leader=rng.choice((0.0, 0.5, 1.0)),
             read_part=rng.choice((0.1, 0.3, 0.5)),
+            hold_s=rng.choice((0.05, 0.5, 5.0)),
             small_limits=maybe.happens(0.25),
             segment_bytes=rng.choice((1 << 12, 1 << 14, 1 << 18)),
         )

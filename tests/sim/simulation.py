@@ -130,6 +130,9 @@ class Simulation:
             delay_s = rng.random() * 0.03
         else:
             delay_s = rng.uniform(0.3, 3.0)
+        if self.options.crash_rate and not self.is_healing and rng.random() < 0.2:
+            # The power goes again while it recovers.
+            member.disk.files.cut_power_at = member.disk.files.operations + rng.randint(1, 4)
         self.scheduler.after(delay_s, member.start)
 
     def start_client(self, number: int) -> None:

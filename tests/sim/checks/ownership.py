@@ -16,7 +16,8 @@ from tests.sim.checks import Checker, Done, Step
 if TYPE_CHECKING:
     from tests.sim.client import SimClient
 
-ENDS, GRANTS = 0, 1
+FENCES, ENDS, GRANTS = 0, 1, 2
+"""What happens in one entry, in this order."""
 
 
 @attrs.define
@@ -42,6 +43,9 @@ class OneHolder(Checker):
         for done in step.done:
             if done.resource in self.holdings or done.operation[1] in ("acquire", "campaign"):
                 changes += self._by_command(done)
+            if len(done.operation) == 4:
+                resource, token = done.operation[3]
+                changes.append((done.index, FENCES, resource, [token, int(not done.error)]))
         for one in step.applied.ended:
             if one.reason != "unknown":
                 changes.append((one.index, ENDS, 0, [one.session_id]))
@@ -55,7 +59,6 @@ class OneHolder(Checker):
         for index, what, resource, fields in sorted(changes):
             self._change(index, what, resource, fields)
         self._compare(step.multiplexer)
-        self._fences(step)
 
     def _by_command(self, done: Done) -> list[tuple[int, int, int, list[int]]]:
         name, args, value = done.operation[1], done.operation[2], done.value
@@ -100,6 +103,8 @@ class OneHolder(Checker):
     def _change(self, index: int, what: int, resource: int, fields: list[int]) -> None:
         if what == GRANTS:
             self._grant(index, resource, *fields)
+        elif what == FENCES:
+            self._fence(index, resource, fields[0], bool(fields[1]))
         elif len(fields) == 1:
             for holding in self.holdings.values():
                 if holding.session == fields[0]:
@@ -138,15 +143,16 @@ class OneHolder(Checker):
                 if token != (holding.token if holding.session else 0):
                     self.fail(f"{resource} has holder {seat.holder}, told was {holding}")
 
-    def _fences(self, step: Step) -> None:
-        """A fenced write takes effect only under the grant that it names (I1)."""
-        for done in step.done:
-            if len(done.operation) == 4:
-                self.world.trace.count("fenced writes refused" if done.error else "fenced writes")
-                resource, token = done.operation[3]
-                holding = self.holdings.get(resource, Holding())
-                if not done.error and token > holding.last_token:
-                    self.fail(f"{done} passed its fence; the last token is {holding.last_token}")
+    def _fence(self, index: int, resource: int, token: int, passed: bool) -> None:
+        """A fenced write takes effect exactly while the grant that it names is held (I1)."""
+        self.world.trace.count("fenced writes" if passed else "fenced writes refused")
+        holding = self.holdings.get(resource, Holding())
+        held = bool(holding.session) and holding.token == token
+        if passed != held:
+            self.fail(
+                f"a write at {index} fenced with token {token} of resource {resource} "
+                f"{'passed' if passed else 'was refused'}, told was {holding}"
+            )
 
 
 @attrs.define(eq=False, slots=False)
@@ -176,6 +182,8 @@ class BelieversExclude(Checker):
     believers: dict[str, dict[str, tuple[SimClient, int]]] = attrs.field(factory=dict)
 
     def granted(self, client: SimClient, target: Target, token: int) -> None:
+        if not client.core.session.owns or client.is_expired():
+            return  # told of it together with the end of its session
         believers = self.believers.setdefault(target.name, {})
         for name, (other, other_token) in list(believers.items()):
             if not other.is_alive or other.is_expired():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from folkmoot.core.errors import Overloaded
 from folkmoot.core.event_chain import Event
 from folkmoot.core.raft import Role
 from folkmoot.core.types import Consistency
@@ -34,6 +35,8 @@ class ReadsSeeTheirPast(Checker):
         ask.floor = self.seen.get(client.name, 0) if sequential else self.completed
 
     def read(self, client: SimClient, ask: Ask) -> None:
+        if isinstance(ask.error, Overloaded):
+            return
         self.world.trace.count(f"{ask.consistency.value} reads")
         if ask.index < ask.floor:
             self.fail(
@@ -96,6 +99,8 @@ class ReadsAreTrue(Checker):
         values.append(value)
 
     def read(self, client: SimClient, ask: Ask) -> None:
+        if isinstance(ask.error, Overloaded):
+            return
         key = ask.args[0] if ask.args else ""
         indexes, values = self.histories.get((ask.target.name, key), ([], []))
         at = bisect_right(indexes, ask.index)
