@@ -2,13 +2,13 @@
 
 Pure: no I/O, no clock, no randomness of its own, no threads. `core/server.py` drives it with real
 links, files and clocks; the simulator drives it with none. Whoever drives it hands in inputs
-(`peer_frame`, `client_frames`, `durable`, ...) and then calls `turn(now)` once for all of them;
+(`peer_frame`, `front.frames`, `durable`, ...) and then calls `turn(now)` once for all of them;
 what should happen leaves through three small ports: links, peers, storage.
 
-    inputs of one turn -> route (propose, or forward to the leader) -> raft.ready(): messages,
-    writes
-                       -> apply what is committed -> results and events, one write per connection ->
-                       reads
+    inputs of one turn -> route (propose, or forward to the leader)
+                       -> raft.ready(): messages, writes
+                       -> apply what is committed -> results and events -> reads
+                       -> one write per connection
 
 Everything is handled in bulk: a turn with a hundred commands costs about what a turn with one
 costs, plus the commands' own work. Nothing here awaits, so nothing is ever half-changed between two
@@ -22,15 +22,12 @@ of the log.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any, Protocol
 
-import attrs
-
-from folkmoot.core.batch import COMMANDS_HEADER, Batch, Group, Kind
+from folkmoot.core.batch import Batch
 from folkmoot.core.config import NodeConfig
 from folkmoot.core.connection import ClientConnection
-from folkmoot.core.errors import Overloaded, RemoteProtocolError, SequenceGap, Unavailable
+from folkmoot.core.errors import Overloaded, SequenceGap
 from folkmoot.core.forwarding import (
     FORWARD,
     decode_consensus,
@@ -41,17 +38,14 @@ from folkmoot.core.forwarding import (
 from folkmoot.core.front import Front
 from folkmoot.core.intake import Intake
 from folkmoot.core.multiplexer import Applied, Multiplexer
-from folkmoot.core.raft import Raft, Ready, Role, Write
+from folkmoot.core.raft import Raft, Ready, Write
 from folkmoot.core.reading import ReadDesk
 from folkmoot.core.requests import FrameType
-from folkmoot.core.sessions import decode_keep_alive, encode_expire, encode_keep_alive
+from folkmoot.core.routing import Counts, Router
 from folkmoot.core.types import NodeId
 
 APPLY_BYTES_PER_TURN = 1 << 20
-"""A turn applies about this much, so that catching up never starves heartbeats (bugs.
-
-LogCabin #161).
-"""
+"""A turn applies about this much, so that catching up never starves heartbeats (bug K1)."""
 
 _NOT_CONSUMED = frozenset({SequenceGap.code, Overloaded.code})
 """Answers that leave the sequence unused: the commands are routed again rather than answered."""
@@ -78,26 +72,6 @@ class PeerPort(Protocol):
 
     def send(self, node_id: NodeId, data: bytes) -> None:
         """Send whole frames."""
-
-
-@attrs.define
-class Counts:
-    """What a server has done since it started, for status and the benchmark's counts."""
-
-    turns: int = 0
-    entries_applied: int = 0
-    batches_proposed: int = 0
-    groups_dropped: int = 0
-    """Forwarded groups that were out of order or refused here; they come again."""
-    stalls: int = 0
-    longest_turn_s: float = 0.0
-    busy_s: float = 0.0
-    """Time spent in turns; told by whoever has a clock for it."""
-
-    def turn_took(self, elapsed_s: float) -> None:
-        """Count the time of one turn."""
-        self.busy_s += elapsed_s
-        self.longest_turn_s = max(self.longest_turn_s, elapsed_s)
 
 
 class Replica:
@@ -127,6 +101,7 @@ class Replica:
         self.peers = peers
         self.counts = Counts()
         self.intake = Intake(config.limits.pending_bytes_max, 2 * config.raft.election_timeout_s)
+        self.router = Router(config, raft, multiplexer, self.intake, self.counts)
         self.reads = ReadDesk()
         self.front = Front(self)
         self.trace: Callable[[Any], None] = lambda event: None
@@ -135,18 +110,10 @@ class Replica:
         """Of the program, for status."""
         self._outbox: dict[NodeId, list[bytes]] = {}
         """Frames of this turn for other members."""
-        self._forwarded: list[Group] = []
-        self._keep_alives: list[list[int]] = []
-        self._next_sequence: dict[int, int] = {}
-        self._forwarded_bytes = 0
-        self._expiry_proposed_to = 0
-        self._leading_term = 0
-        self._peer_epochs: dict[NodeId, int] = {}
         self._told_leader: NodeId | None = None
         self.clock = clock
         self.started_at = clock()
         self._due = self.started_at
-        self._expiry_hold_until = 0
         self._more_to_apply = False
         self._applicable = 0
         """Committed, and durable here."""
@@ -156,13 +123,13 @@ class Replica:
     def peer_frame(self, sender: NodeId, frame_type: int, body: bytes, now: float) -> None:
         """Take one frame of another member. Raises RemoteProtocolError: its link must close."""
         if frame_type == FORWARD:
-            self._take_forwarded(decode_forward(body))
+            self.router.take_forwarded(decode_forward(body))
         else:
             self.raft.step(sender, decode_consensus(frame_type, body), now)
 
     def peer_up(self, node_id: NodeId) -> None:
         """A link to a member came up: what was forwarded over the old one may be lost."""
-        self._peer_epochs[node_id] = self._peer_epochs.get(node_id, 0) + 1
+        self.router.peer_up(node_id)
 
     def durable(self, number: int, now: float) -> None:
         """Writes up to `number` are on disk."""
@@ -186,10 +153,12 @@ class Replica:
     def turn(self, now: float) -> None:
         """Do everything that the inputs since the last turn call for."""
         self.counts.turns += 1
-        self._notice_stall(now)
+        self.router.notice_stall(now, now - self._due)
         raft = self.raft
         raft.tick(now)
-        self._route(now)
+        forward = self.router.route(now)
+        if forward is not None:
+            self._post(forward[0], encode_forward(forward[1]))
         token = self.reads.begin_round() if raft.leader is not None else None
         if token is not None:
             try:
@@ -206,9 +175,6 @@ class Replica:
         if raft.leader != self._told_leader:
             self._tell_leader()
         self.front.answer()
-        if self._forwarded_bytes > self.config.limits.pending_bytes_max:
-            # A leader that is not ready cannot keep any more of it; it comes again.
-            self.counts.groups_dropped += len(self._take_all_forwarded())
         raft.set_commit_interest(bool(self.front.by_session) or self.reads.waiting() > 0)
         self._due = self._deadline(now)
 
@@ -225,34 +191,7 @@ class Replica:
         retry = self.intake.retry_at()
         if retry is not None:
             due = min(due, retry)
-        at = self._next_log_event() if self.raft.is_leader_ready else None
-        if at is not None:
-            due = min(due, now + max((at - self.raft.leader_time(now)) / 1000, 0.001))
-        return due
-
-    def _next_log_event(self) -> int | None:
-        """The log time at which a leader must propose a tick or an expiry that is not in the log
-        yet.
-        """
-        times = []
-        deadline = self.multiplexer.next_deadline()
-        if deadline is not None and self._needs_tick(deadline):
-            times.append(deadline)
-        expiry = self.multiplexer.next_expiry()
-        if expiry is not None and self.multiplexer.index >= self._expiry_proposed_to:
-            times.append(max(expiry, self._expiry_hold_until))
-        return min(times, default=None)
-
-    def _notice_stall(self, now: float) -> None:
-        """A leader that stood still gives its sessions the lost time first.
-
-        Their signs of life wait in its sockets.
-        """
-        late = now - self._due
-        if late > self.config.raft.election_timeout_s / 2 and self.raft.role is Role.LEADER:
-            self.counts.stalls += 1
-            hold = self.raft.leader_time(now) + int(late * 1000)
-            self._expiry_hold_until = max(self._expiry_hold_until, hold)
+        return min(due, self.router.deadline(now))
 
     def _take_effects(self, ready: Ready) -> None:
         self._applicable = ready.commit_index
@@ -281,127 +220,6 @@ class Replica:
         outbox, self._outbox = self._outbox, {}
         for node_id, frames in outbox.items():
             self.peers.send(node_id, frames[0] if len(frames) == 1 else b"".join(frames))
-
-    # routing: propose, or forward
-
-    def _route(self, now: float) -> None:
-        raft = self.raft
-        if raft.role is Role.LEADER:
-            if raft.term != self._leading_term:
-                self._leading_term = raft.term
-                self._next_sequence.clear()
-                self._expiry_proposed_to = 0
-            if raft.is_leader_ready:
-                self._lead(now)
-            else:
-                self.intake.take(None, now)  # no way yet, so nothing to be reminded of
-            return
-        leader = raft.leader
-        self._take_all_forwarded()
-        self._keep_alives = []
-        route = None if leader is None else (raft.term, leader, self._peer_epochs.get(leader, 0))
-        groups = self.intake.take(route, now)
-        keep_alives = self.intake.take_keep_alives()
-        if leader is not None and (groups or keep_alives):
-            if keep_alives:
-                groups.append(encode_keep_alive(keep_alives))
-            self._post(leader, encode_forward(groups))
-
-    def _lead(self, now: float) -> None:
-        """Gather everything that came for the log in this turn into as few batches as the limits
-        allow.
-        """
-        groups: list[Group] = []
-        keep_alives = self._keep_alives + self.intake.take_keep_alives()
-        self._keep_alives = []
-        if keep_alives:
-            groups.append(encode_keep_alive(keep_alives))
-        fresh = self.intake.take((self.raft.term, self.node_id), now)
-        groups.extend(filter(self._in_order, chain(self._take_all_forwarded(), fresh)))
-        due = self._due_entries(now, bool(groups))
-        groups.extend(due)
-        if groups:
-            self._propose(groups, now)
-        if due:
-            self._expiry_proposed_to = self.raft.last_index
-
-    def _in_order(self, group: Group) -> bool:
-        """Whether a group may be proposed now: a session's commands go into the log in the order of
-        their sequences.
-
-        What comes early is dropped: links are in order and the sender routes everything again, so a
-        gap means that something before it was lost on the way. Apply checks again on every server;
-        this only keeps useless entries out of the log.
-        """
-        if group.kind != Kind.COMMANDS:
-            return True
-        session_id, first, _, _ = COMMANDS_HEADER.unpack_from(group.payload)
-        expected = self._next_sequence.get(session_id)
-        if expected is None:
-            session = self.multiplexer.sessions.get(session_id)
-            expected = 1 if session is None else session.sequence + 1
-        if first > expected:
-            self.counts.groups_dropped += 1
-            return False
-        self._next_sequence[session_id] = max(expected, first + group.count)
-        return True
-
-    def _due_entries(self, now: float, anything_else: bool) -> list[Group]:
-        """Session expiries that are due, and a tick where a deadline is due and no entry carries
-        time past it.
-        """
-        log_now = self.raft.leader_time(now)
-        groups = []
-        expiry = self.multiplexer.next_expiry()
-        in_flight = self.multiplexer.index < self._expiry_proposed_to
-        if expiry is not None and not in_flight and max(expiry, self._expiry_hold_until) <= log_now:
-            groups = [
-                encode_expire(session_id) for session_id in self.multiplexer.due_sessions(log_now)
-            ]
-        due = self.multiplexer.next_deadline()
-        if due is not None and due <= log_now and not anything_else and self._needs_tick(due):
-            groups.append(Group(Kind.TICK, 1, b""))
-        return groups
-
-    def _needs_tick(self, deadline: int) -> bool:
-        """Whether no entry in the log, applied or not, will make the deadline fire."""
-        in_flight = self.multiplexer.index < self.raft.last_index
-        return deadline > self.raft.log_time or not in_flight
-
-    def _propose(self, groups: list[Group], now: float) -> None:
-        limit = self.config.storage.batch_bytes_max
-        at = 0
-        while at < len(groups):
-            size_bytes, end = len(groups[at].payload), at + 1
-            while end < len(groups) and size_bytes + len(groups[end].payload) <= limit:
-                size_bytes += len(groups[end].payload)
-                end += 1
-            try:
-                self.raft.propose(groups[at:end], now)
-            except (Overloaded, Unavailable):
-                # Everything refused here is outstanding on the server that it came from, which
-                # routes it again.
-                self.counts.groups_dropped += len(groups) - at
-                self._next_sequence.clear()
-                return
-            self.counts.batches_proposed += 1
-            at = end
-
-    def _take_forwarded(self, groups: list[Group]) -> None:
-        for group in groups:
-            if group.kind == Kind.KEEP_ALIVE:
-                self._keep_alives.extend(decode_keep_alive(group.payload))
-            elif group.kind in (Kind.COMMANDS, Kind.OPEN_SESSION, Kind.CLOSE_SESSION):
-                self._forwarded.append(group)
-                self._forwarded_bytes += len(group.payload)
-            else:
-                raise RemoteProtocolError(
-                    f"a member forwarded a group of kind {group.kind}, which only a leader makes"
-                )
-
-    def _take_all_forwarded(self) -> list[Group]:
-        groups, self._forwarded, self._forwarded_bytes = self._forwarded, [], 0
-        return groups
 
     # applying
 
@@ -451,7 +269,7 @@ class Replica:
         for kept in applied.kept:
             front.kept(kept)
         for ended in applied.ended:
-            self._next_sequence.pop(ended.session_id, None)
+            self.router.forget(ended.session_id)
             front.session_ended(ended)
 
     def _tell_leader(self) -> None:
