@@ -52,6 +52,17 @@ class PeerLink:
             if self.source.is_up:
                 self._again()
 
+    def target_ended(self) -> None:
+        """The target's process has ended; its machine lives and closes the connection."""
+        stream, network = self.stream, self.network
+
+        def closed() -> None:
+            open_way = network.is_open(self.target.name, self.source.name)
+            if stream is not None and stream is self.stream and open_way:
+                self.breaks()
+
+        network.scheduler.after(network.delay(), closed)
+
     def _attempt(self, life: int) -> None:
         source, target, network = self.source, self.target, self.network
         if life != source.life or not source.is_up or self.stream is not None:

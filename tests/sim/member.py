@@ -177,14 +177,14 @@ class Member:
         trace.add("crash", self.name, "power cut" if power_cut else "kill", self.strike)
         trace.count("crashes")
         trace.count("power cuts" if power_cut else "kills")
-        self._die()
+        self._die(tells=not power_cut)
         if power_cut:
             self.disk.files.crash(self.disk.rng)
         else:
             self.disk.files.kill()
         self.world.crashed(self)
 
-    def _die(self) -> None:
+    def _die(self, *, tells: bool) -> None:
         self.is_up = False
         self.world.checks.died(self)
         connections = list(self._connections)
@@ -193,6 +193,9 @@ class Member:
             link.breaks()
         for connection in connections:
             connection.server_died()
+        if tells:
+            for link in self.links.values():
+                link.target.links[self.node_id].target_ended()
 
     def strikes(self, point: str) -> bool:
         """Crash if this is the point at which it was to; say whether it did."""
@@ -305,7 +308,7 @@ class Member:
         try:
             self._turn()
             while self.is_up and self._durable is not None and self.world.options.inline_sync:
-                self._turn()
+                self._settle()
         finally:
             self._is_turning = False
         if self.is_up:
@@ -313,6 +316,17 @@ class Member:
             if self._durable is not None or self._peer_inbox or self._client_inbox or self._ups:
                 due = self.world.scheduler.now
             self._timer.set(due)
+
+    def _settle(self) -> None:
+        """A write that the loop did itself is durable: half a turn, mostly."""
+        assert self._durable is not None, "nothing has become durable"
+        number, self._durable = self._durable, None
+        now = self.local_now()
+        self.replica.durable(number, now)
+        if self.replica.settle(now):
+            self._turn()
+        else:
+            self._after_turn()
 
     def _turn(self) -> None:
         now, replica = self.local_now(), self.replica
@@ -336,6 +350,9 @@ class Member:
         replica.turn(now)
         self.world.trace.count("stalls noticed", replica.counts.stalls - stalls)
         self.world.trace.count("groups dropped", replica.counts.groups_dropped - dropped)
+        self._after_turn()
+
+    def _after_turn(self) -> None:
         self.world.checks.turned(self)
         sent, self._sent = self._sent, False
         if not (sent and self.strikes("after a send")):
@@ -345,7 +362,7 @@ class Member:
         """The graceful stop is complete."""
         self.world.trace.add("stopped", self.name)
         self.world.trace.count("graceful stops")
-        self._die()
+        self._die(tells=True)
         self.disk.close()
         self.world.crashed(self)
 

@@ -5,7 +5,7 @@ time never gets far enough to meet what is rare, and faults mask one another; so
 own mixture, and many have only one or two kinds.
 
 Rates are events per true second. Times of the product are scaled so that much happens in a few
-simulated seconds: sessions time out after 1.5 to 3 s.
+simulated seconds: sessions time out after 1.5 to 6 s.
 """
 
 from __future__ import annotations
@@ -135,9 +135,9 @@ class Options:
             duration_s=round(rng.uniform(10.0, 30.0), 1),
             **network,
             **servers,
-            work_rate=rng.choice((6.0, 12.0, 20.0)),
+            work_rate=rng.choice((1.5, 6.0, 12.0, 20.0)),
             burst=rng.choice((1, 2, 4, 8)),
-            session_timeout_s=rng.choice((1.5, 2.0, 3.0)),
+            session_timeout_s=rng.choice((1.5, 2.0, 3.0, 6.0)),
             client_crash_rate=maybe.rate(0.3, 0.02, 0.15),
             client_pause_rate=maybe.rate(0.4, 0.05, 0.3),
             abandon=maybe.rate(0.5, 0.02, 0.3),

@@ -25,7 +25,9 @@ class EverythingBounded(Checker):
         limits, config = member.config.limits, member.config.raft
         leader = raft._leader
         self._at_most("pending", replica.intake.size_bytes, limits.pending_bytes_max)
-        self._at_most("forwarded", replica.router.forwarded_bytes, limits.pending_bytes_max + FRAME_SLACK)
+        self._at_most(
+            "forwarded", replica.router.forwarded_bytes, limits.pending_bytes_max + FRAME_SLACK
+        )
         if leader is not None:
             self._at_most(
                 "uncommitted",

@@ -36,6 +36,8 @@ class OneHolder(Checker):
     holdings: dict[int, Holding] = attrs.field(factory=dict)
     waiting: dict[tuple[int, int], int] = attrs.field(factory=dict)
     """(session, resource) -> claims that wait; only for the counters."""
+    ended: set[tuple[int, int, int, int]] = attrs.field(factory=set)
+    """(index, resource, session, request) of claims that a command ended."""
 
     def step(self, step: Step) -> None:
         changes: list[tuple[int, int, int, list[int]]] = []
@@ -112,6 +114,7 @@ class OneHolder(Checker):
         else:
             holding = self.holdings[resource]
             session, request, *token = fields
+            self.ended.add((index, resource, session, request))
             mine = holding.session == session and holding.request == request
             if mine or (token and holding.token == token[0]):
                 holding.session = 0
@@ -131,6 +134,9 @@ class OneHolder(Checker):
             )
         holding.session, holding.request = session, request
         holding.token = holding.last_token = token
+        if (index, resource, session, request) in self.ended:
+            # A deadline granted it before the entry, and the entry was its withdrawal.
+            holding.session = 0
 
     def _compare(self, multiplexer: Multiplexer) -> None:
         """The machine itself must be of the same opinion."""

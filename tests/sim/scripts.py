@@ -1,0 +1,96 @@
+"""Scripted schedules, for what random runs meet too rarely: each takes the place of the nemesis.
+
+A script is called once, when the run begins; it schedules what shall happen. `catch` waits for a
+moment that depends on the run itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.sim.member import Member
+from tests.sim.network import Way
+from tests.sim.simulation import Simulation
+
+STEP_S = 0.002
+
+
+def catch(world: Simulation, moment: Callable[[], bool], act: Callable[[], None]) -> None:
+    """Call `act` as soon as `moment()` holds; look again and again until then."""
+
+    def look() -> None:
+        if moment():
+            act()
+        else:
+            world.scheduler.after(STEP_S, look)
+
+    look()
+
+
+def parts(world: Simulation) -> tuple[Member, list[Member]]:
+    """The leader, and the others."""
+    leader = world.leader()
+    assert leader is not None, "nobody leads"
+    return leader, [member for member in world.members.values() if member is not leader]
+
+
+def both(one: Member, other: Member) -> set[Way]:
+    """Both ways between two."""
+    return {(one.name, other.name), (other.name, one.name)}
+
+
+def candidate_beside_a_lease(world: Simulation) -> None:
+    """§4.2.3: the leader and one follower do not reach each other; the other follower has both.
+
+    The lonely one campaigns. Were the other to vote for it, the leader's lease would still hold.
+    """
+
+    def cut() -> None:
+        leader, (lonely, _) = parts(world)
+        world.network.block(both(leader, lonely))
+
+    world.scheduler.at(2.0, cut)
+
+
+def restart_beside_a_lease(world: Simulation) -> None:
+    """C7: as above, and the follower that has both restarts when the lonely one is to campaign.
+
+    At that moment the leader is cut off, so that nobody tells the follower of it again.
+    """
+
+    def cut() -> None:
+        leader, (lonely, friend) = parts(world)
+        world.network.block(both(leader, lonely))
+
+        def about_to_campaign() -> bool:
+            left_s = lonely.raft.deadline() - lonely.local_now()
+            return world.scheduler.now > 3.0 and 0.05 < left_s < 0.1
+
+        def restart() -> None:
+            world.network.block(both(leader, friend))
+            friend.crash(power_cut=False)
+            friend.start()
+
+        catch(world, about_to_campaign, restart)
+
+    world.scheduler.at(2.0, cut)
+
+
+def answers_much_later_than_questions(world: Simulation) -> None:
+    """C4: the followers get a heartbeat and nothing after it; their answers take 0.35 s."""
+
+    def hold_answers() -> None:
+        leader, followers = parts(world)
+        number = world.network.block((one.name, leader.name) for one in followers)
+
+        def cut_off() -> None:
+            world.network.block((leader.name, one.name) for one in followers)
+
+        def isolate() -> None:
+            world.network.block(way for one in followers for way in both(leader, one))
+
+        world.scheduler.after(0.11, cut_off)
+        world.scheduler.after(0.40, world.network.unblock, number)
+        world.scheduler.after(0.42, isolate)
+
+    world.scheduler.at(2.0, hold_answers)
