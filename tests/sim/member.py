@@ -307,15 +307,21 @@ class Member:
         self._is_turning = True
         try:
             self._turn()
-            while self.is_up and self._durable is not None and self.world.options.inline_sync:
-                self._settle()
+            if self.world.options.inline_sync:
+                self._settle_all()
         finally:
             self._is_turning = False
         if self.is_up:
-            due = self.clock.true(self.replica.deadline())
-            if self._durable is not None or self._peer_inbox or self._client_inbox or self._ups:
-                due = self.world.scheduler.now
-            self._timer.set(due)
+            self._timer.set(self._next_turn())
+
+    def _next_turn(self) -> float:
+        if self._durable is not None or self._peer_inbox or self._client_inbox or self._ups:
+            return self.world.scheduler.now
+        return self.clock.true(self.replica.deadline())
+
+    def _settle_all(self) -> None:
+        while self.is_up and self._durable is not None:
+            self._settle()
 
     def _settle(self) -> None:
         """A write that the loop did itself is durable: half a turn, mostly."""

@@ -122,7 +122,10 @@ class Nemesis:
     def change_clock(self) -> None:
         """Let a server's or a client's clock run at another rate."""
         spread = self.world.options.clock_spread
-        everybody = [*self.world.members.values(), *self.world.clients.values()]
+        everybody: list[Member | SimClient] = [
+            *self.world.members.values(),
+            *self.world.clients.values(),
+        ]
         somebody = self.rng.choice(everybody)
         somebody.clock.set_rate(self.world.draw_rate(self.rng))
         if spread:

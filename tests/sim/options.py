@@ -102,7 +102,12 @@ class Options:
         """The servers' and clients' limits."""
         if not self.small_limits:
             return LimitsConfig()
-        return LimitsConfig(session_window=6, pending_bytes_max=1 << 16, pending_reads_per_client=4)
+        return LimitsConfig(
+            session_window=6,
+            session_events_max=16,
+            pending_bytes_max=1 << 16,
+            pending_reads_per_client=4,
+        )
 
     def storage(self) -> StorageConfig:
         """The servers' configuration of the log."""

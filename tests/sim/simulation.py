@@ -11,8 +11,8 @@ has begun, and schedules what it likes.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
+from random import Random
 from typing import TYPE_CHECKING, TypeVar
 
 import attrs
@@ -83,9 +83,9 @@ class Simulation:
         self.nemesis = Nemesis(self, self.random("nemesis"))
         self._make_members()
 
-    def random(self, purpose: str) -> random.Random:
+    def random(self, purpose: str) -> Random:
         """A generator for one purpose, so that no purpose disturbs another."""
-        return random.Random(f"folkmoot {self.options.seed} {purpose}")
+        return Random(f"folkmoot {self.options.seed} {purpose}")
 
     def checker(self, kind: type[C]) -> C:
         """The checker of this kind."""
@@ -111,7 +111,7 @@ class Simulation:
         rng = self._world_rng
         return Clock(self.scheduler, self.draw_rate(rng), rng.uniform(10.0, 10_000.0))
 
-    def draw_rate(self, rng: random.Random) -> float:
+    def draw_rate(self, rng: Random) -> float:
         """A clock's rate within the spread; a wide spread goes from half to double."""
         spread = self.options.clock_spread
         rate = 1.0 + rng.uniform(-spread, spread)

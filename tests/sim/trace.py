@@ -15,7 +15,7 @@ from folkmoot.core.errors import FolkmootError
 from folkmoot.core.forwarding import FORWARD, decode_consensus, decode_forward
 from folkmoot.core.requests import FrameType
 from folkmoot.transport.frame import FRAME_HEADER, FrameReader
-from tests.core.raft.network import show
+from tests.core.raft.notation import show
 from tests.sim.scheduler import Scheduler
 
 TAIL = 400
@@ -72,6 +72,7 @@ SOMETIMES = (
     "waits timed out",
     "claims withdrawn",
     "events delivered",
+    "resyncs",
     "linearizable reads",
     "lease reads",
     "leases valid",

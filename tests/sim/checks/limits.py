@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from folkmoot.core.admin import status
 from tests.sim.checks import Checker, Step
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ class EverythingBounded(Checker):
     def client_turned(self, client: SimClient) -> None:
         pipeline = client.core.pipeline
         self._at_most("in flight", len(pipeline.in_flight), pipeline.window)
+
+    def finished(self) -> None:
+        """Operators can ask every server how it stands."""
+        for member in self.world.members.values():
+            if member.is_up:
+                status(member.replica, [], member.local_now())
 
     def _at_most(self, what: str, value: int, limit: int) -> None:
         if value > limit:

@@ -139,6 +139,7 @@ class SilentWhenExpired(Checker):
                 self.seen[opened.session_id] = time
         index = step.batch.first_index
         ended = {one.index for one in step.applied.ended}
+        expiries: set[int] = set()
         for group in step.batch.groups:
             if group.kind == Kind.INITIALIZE:
                 self.floor = time
@@ -147,15 +148,18 @@ class SilentWhenExpired(Checker):
             elif group.kind == Kind.KEEP_ALIVE:
                 for session, _, _, _ in decode_keep_alive(group.payload):
                     self.seen[session] = time
-            elif group.kind == Kind.EXPIRE_SESSION and index not in ended:
-                count("expiries void")
+            elif group.kind == Kind.EXPIRE_SESSION:
+                expiries.add(index)
+                if index not in ended:
+                    count("expiries void")
             index += group.count
         for one in step.applied.ended:
             if one.reason == "closed":
                 count("sessions closed")
             elif one.reason == "expired":
                 count("sessions expired")
-                self._check(one.session_id, time)
+                if one.index in expiries:  # else its events overflowed even when cut
+                    self._check(one.session_id, time)
 
     def _check(self, session: int, time: int) -> None:
         silent = time - max(self.seen[session], self.floor)
