@@ -94,3 +94,14 @@ def answers_much_later_than_questions(world: Simulation) -> None:
         world.scheduler.after(0.42, isolate)
 
     world.scheduler.at(2.0, hold_answers)
+
+
+def reads_beside_a_silent_majority(world: Simulation) -> None:
+    """More rounds of reads than consensus takes at once: the leader hears nobody for a while."""
+
+    def cut() -> None:
+        leader, followers = parts(world)
+        number = world.network.block(way for one in followers for way in both(leader, one))
+        world.scheduler.after(0.45, world.network.unblock, number)
+
+    world.scheduler.at(1.5, cut)

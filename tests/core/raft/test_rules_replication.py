@@ -346,6 +346,23 @@ def test_batches_read_back_keep_to_the_window() -> None:
     assert [m.batches for m in to(2, server.turn(), Append)] == [old[2:4]]
 
 
+def test_batches_read_back_that_a_late_answer_has_settled_are_not_sent() -> None:
+    """Reproduces a leader that ended with "sent 181, next is 184"."""
+    old = batches(*[(1, 1)] * 8)
+    server = Single(log=old, term=1, config=RaftConfig(cache_bytes=4096))
+    server.raft.log.applied(8)
+    server.raft.log.limit_cache(0)
+    server.lead()
+    server.refuse(2, 8, 2)
+    server.acknowledge(2, 1)
+    assert [(r.peer, r.first_index) for r in server.last.log_reads] == [(2, 2)]
+    server.raft.log_read(NodeId(2), old[1:4])
+    reply = AppendReply(server.raft.term, 1, True, 3, 3, 8, 0, 0, False)
+    server.raft.step(NodeId(2), reply, server.now)
+    assert to(2, server.turn(), Append) == []
+    assert [(r.peer, r.first_index) for r in server.last.log_reads] == [(2, 4)]
+
+
 def test_a_failed_read_of_the_log_is_tried_again() -> None:
     server = Single(log=batches(*[(1, 1)] * 8), term=1)
     server.raft.log.applied(8)
