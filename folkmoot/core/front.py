@@ -220,10 +220,11 @@ class Front:
         if first < expected:
             raise RemoteProtocolError(f"COMMANDS from sequence {first} again, expected {expected}")
         window = self.replica.config.limits.session_window
-        if (
-            not intake.has_room(len(body))
-            or intake.in_flight(session_id) + len(operations) > window
-        ):
+        in_flight = intake.in_flight(session_id)
+        # One frame is taken however many commands it has: what a client sends again after a move
+        # may hold more than its window, the answered ones among the others.
+        is_beyond = in_flight > 0 and in_flight + len(operations) > window
+        if is_beyond or not intake.has_room(len(body)):
             connection.refused_from = first
             self.replica.reads.refused(connection, first)
             connection.send(
@@ -231,7 +232,7 @@ class Front:
                 first,
                 Overloaded.code,
                 f"{intake.size_bytes} bytes of commands wait on server {self.replica.node_id}, "
-                f"{intake.in_flight(session_id)} of them this session's (limits: "
+                f"{in_flight} of them this session's (limits: "
                 f"{intake.bytes_max} bytes, {window} commands a session)",
             )
             return
