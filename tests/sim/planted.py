@@ -8,12 +8,15 @@ fail proves nothing, so test_planted_bugs.py has each of them caught.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import attrs
+
 from folkmoot.core.applied import Results
-from folkmoot.core.batch import Group
+from folkmoot.core.batch import COMMANDS_HEADER, Group
 from folkmoot.core.commands import CommandRunner
 from folkmoot.core.context import EntryContext
 from folkmoot.core.event_chain import EventChain, _decode
@@ -23,6 +26,7 @@ from folkmoot.core.intake import Intake
 from folkmoot.core.liveness import SignsOfLife
 from folkmoot.core.multiplexer import Multiplexer
 from folkmoot.core.raft.leader import Leader
+from folkmoot.core.raft.replication import Replication
 from folkmoot.core.reading import Read, ReadDesk
 from folkmoot.core.sessions import Session, SessionTable
 from folkmoot.core.storage.hard_state import HardStateFile
@@ -71,12 +75,7 @@ def planted(name: str) -> Iterator[None]:
 @plants(HardStateFile, "replace")
 def hard_state_never_written(self: HardStateFile, state: Any) -> None:
     """The term and vote are taken for durable, and are only in memory."""
-    import attrs
-
     self.slot = attrs.evolve(self.slot, state=state)
-
-
-_sync = LogStore._sync_active
 
 
 @plants(LogStore, "_sync_active")
@@ -93,8 +92,6 @@ _apply = CommandRunner.apply
 @plants(CommandRunner, "apply")
 def commands_not_deduplicated(self: CommandRunner, group: Group, index: int) -> None:
     """A command that comes again is applied again (G1)."""
-    from folkmoot.core.batch import COMMANDS_HEADER
-
     session_id, sequence, _, _ = COMMANDS_HEADER.unpack_from(group.payload)
     session = self._sessions.get(session_id)
     if session is not None and session.low_water < sequence <= session.sequence:
@@ -195,12 +192,15 @@ def events_forgotten_at_once(self: PendingEvents, event_index: int) -> None:
 _publish = EntryContext.publish
 
 
+_published = itertools.count()
+
+
 @plants(EntryContext, "publish")
-def events_published_in_hash_order(
+def replicas_publish_differently(
     self: EntryContext, sessions: Any, kind: str, payload: Any = None, *, keep: bool = False
 ) -> None:
-    """Replicas differ: one of them publishes what the others do not (J1)."""
-    if kind != "changed" or id(self) % 3:
+    """What is published depends on something that is no part of the state (J1)."""
+    if kind != "changed" or next(_published) % 7:
         _publish(self, sessions, kind, payload, keep=keep)
 
 
@@ -222,9 +222,6 @@ def tokens_do_not_rise(self: Tokens, index: int) -> int:
     """A token may come again."""
     self.last = 1 + index % 64
     return self.last
-
-
-_remove = Seat.remove
 
 
 @plants(Seat, "claim")
@@ -270,9 +267,6 @@ def sequential_reads_do_not_wait(self: ReadDesk, applied: int, sequence_of: Any)
         yield read
 
 
-_lease_valid = WatchedRaft.lease_valid
-
-
 @plants(WatchedRaft, "lease_valid")
 def leader_needs_no_lease(self: WatchedRaft, now: float) -> bool:
     """Whoever believes that he leads reads locally."""
@@ -282,8 +276,6 @@ def leader_needs_no_lease(self: WatchedRaft, now: float) -> bool:
 @contextlib.contextmanager
 def _lease_from_receipt_time() -> Iterator[None]:
     """The lease counts from when answers arrive, not from when the round was sent (C4)."""
-    from folkmoot.core.raft.replication import Replication
-
     learn = Replication.learn_contact
 
     def learn_contact(self: Replication, progress: Any, reply: Any) -> bool:

@@ -13,6 +13,9 @@ from typing import Any
 NEVER = float("inf")
 _SAME_TIME_MAX = 20_000
 """So many events without time passing are a loop that spins."""
+_EVENTS_MAX, _EVENTS_PER_S_MAX = 20_000, 5_000
+"""More events than this, and so many per second, are a storm: everybody answers everything (B11).
+An ordinary run has a tenth of that, the busiest a quarter."""
 
 
 class Scheduler:
@@ -46,6 +49,9 @@ class Scheduler:
                 self._same_time += 1
                 assert self._same_time < _SAME_TIME_MAX, f"time stands still at {when}: {act}"
             self.events += 1
+            assert self.events <= _EVENTS_MAX + _EVENTS_PER_S_MAX * when, (
+                f"{self.events} events in {when:.1f} s: messages beget messages"
+            )
             act(*args)
             if done is not None and done():
                 return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tests.sim.client import SimClient
 from tests.sim.member import Member
 from tests.sim.network import Way
 from tests.sim.simulation import Simulation
@@ -105,3 +106,83 @@ def reads_beside_a_silent_majority(world: Simulation) -> None:
         world.scheduler.after(0.45, world.network.unblock, number)
 
     world.scheduler.at(1.5, cut)
+
+
+def slow_leader_cut_off(world: Simulation) -> None:
+    """§6.4: a leader whose clock goes at half speed learns late that it leads nobody any more.
+
+    Clients are still with it, while others write through the new leader. What it answers to default
+    reads then is stale, unless it asks a majority first.
+    """
+
+    def cut() -> None:
+        leader, followers = parts(world)
+        leader.clock.set_rate(0.5)
+        world.network.block(way for one in followers for way in both(leader, one))
+
+    world.scheduler.at(2.0, cut)
+
+
+def move_in_the_midst_of_commands(world: Simulation) -> None:
+    """A server with a slow disk answers nobody, and then its last commands stall on their way.
+
+    A client moves to another, where the first of its commands are applied already. The last ones
+    are applied there before the client's own repetition of the first arrives.
+    """
+
+    def slow() -> None:
+        leader, (server, other) = parts(world)
+        server.disk.slow_s = 0.7
+        there = [
+            client
+            for client in world.clients.values()
+            if client.connection is not None and client.connection.member is server
+        ]
+
+        def stall() -> None:
+            number = world.network.block({(server.name, leader.name)})
+
+            def moved() -> list[SimClient]:
+                return [
+                    client
+                    for client in there
+                    if (connection := client.connection) is not None
+                    and connection.member in (leader, other)
+                    and connection.server is not None
+                    and connection.server.session_id
+                ]
+
+            def go_on() -> None:
+                held = {(client.name, name) for client in moved() for name in ("1", "2", "3")}
+                held_number = world.network.block(held)
+                world.network.unblock(number)
+                world.scheduler.after(0.1, world.network.unblock, held_number)
+
+            catch(world, lambda: bool(moved()), go_on)
+
+        world.scheduler.after(0.2, stall)
+
+    world.scheduler.at(2.0, slow)
+
+
+def leader_whose_first_entry_takes_long(world: Simulation) -> None:
+    """C1: a new leader does not know yet how much is committed, and its first entry takes long.
+
+    The old leader had told clients of its last commits, and nobody else.
+    """
+
+    def crash() -> None:
+        old, others = parts(world)
+        world.network.block(way for one in others for way in both(old, one))
+
+        def led() -> bool:
+            leader = world.leader()
+            return leader is not None and leader is not old
+
+        def slow() -> None:
+            for member in others:
+                member.disk.slow_s = 0.7
+
+        catch(world, led, slow)
+
+    world.scheduler.at(2.0, crash)

@@ -14,10 +14,8 @@ from tests.sim.scheduler import Scheduler, Timer
 from tests.sim.simulation import simulate
 from tests.sim.trace import SOMETIMES
 
-SEEDS = 320
+SEEDS = 400
 CHUNK = 10
-RARE = {"torn tails cut", "expired while queued", "expiries void", "commands refused"}
-"""Not to be expected of every few hundred seeds; a long run must see them."""
 
 pytestmark = pytest.mark.sim
 
@@ -85,4 +83,3 @@ def test_a_timer_can_be_moved_both_ways() -> None:
 
 def test_what_is_counted_is_named_once() -> None:
     assert len(set(SOMETIMES)) == len(SOMETIMES)
-    assert set(SOMETIMES) >= RARE
