@@ -15,10 +15,12 @@ from unittest import mock
 
 import attrs
 
+from folkmoot.core import traffic
 from folkmoot.core.applied import Results
 from folkmoot.core.batch import COMMANDS_HEADER, Group
 from folkmoot.core.commands import CommandRunner
 from folkmoot.core.context import EntryContext
+from folkmoot.core.errors import SessionExpired
 from folkmoot.core.event_chain import EventChain, _decode
 from folkmoot.core.events import PendingEvents
 from folkmoot.core.front import Front
@@ -143,6 +145,10 @@ def local_deadline_from_receipt(self: SignsOfLife, number: int) -> None:
     while self._keep_alives and self._keep_alives[0][0] <= number:
         self._keep_alives.popleft()
         self.acknowledged(self._sent_at + self.timeout_s / 4)
+
+
+PLANTED["unknown_called_not_applied"] = [(traffic, "OutcomeUnknown", SessionExpired)]
+"""What was sent and has no answer is said not to be applied (G14)."""
 
 
 # -- events ------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ BY_SEED = {
     "commands_not_deduplicated": (1, "ExactlyOnce"),
     "results_not_kept": (1, "ExactlyOnce"),
     "retries_answered_with_null": (1, "ExactlyOnce"),
+    "unknown_called_not_applied": (0, "RefusedMeansNever"),
     "expires_while_a_keep_alive_is_in": (54, "SilentWhenExpired"),
     "silence_counts_through_elections": (4, "SilentWhenExpired"),
     "sessions_never_expire": (18, "Liveness"),

@@ -29,6 +29,7 @@ from tests.sim.checks.sessions import (
     ExactlyOnce,
     NeverMalformed,
     OwnersExpireFirst,
+    RefusedMeansNever,
     SilentWhenExpired,
 )
 
@@ -49,6 +50,7 @@ CHECKERS: list[type[Checker]] = [
     OneDigest,
     ExactlyOnce,
     CountedOnce,
+    RefusedMeansNever,
     SilentWhenExpired,
     OwnersExpireFirst,
     NeverMalformed,

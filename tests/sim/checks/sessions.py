@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from folkmoot.core.batch import COMMANDS_HEADER, Kind
-from folkmoot.core.errors import Overloaded, RemoteProtocolError, SessionEnded
+from folkmoot.core.errors import RemoteProtocolError
 from folkmoot.core.sessions import decode_keep_alive
 from folkmoot.transport.codec import pack
 from tests.sim.checks import NOT_COUNTED, Checker, Step
@@ -70,8 +70,6 @@ class ExactlyOnce(Checker):
     def answered(self, client: SimClient, call: Call) -> None:
         error, key = call.error, (call.session_id, call.sequence)
         if error is not None and error.applied != "yes":
-            if error.applied == "no" and key in self.answers and not self._was_reused(call):
-                self.fail(f"{call.name} of {key} ended as not applied ({error!r}), and was")
             return
         known = self.answers.get(key)
         if known is None:
@@ -83,11 +81,6 @@ class ExactlyOnce(Checker):
         got = (call.index, call.value, "" if error is None else error.code)
         if pack([list(got)]) != pack([[index, value, code]]):
             self.fail(f"{call.name} of {key} was answered {got}, applied as {(index, value, code)}")
-
-    @staticmethod
-    def _was_reused(call: Call) -> bool:
-        """A sequence that the server did not take is free again, for another command."""
-        return isinstance(call.error, (Overloaded, SessionEnded)) or not call.sequence
 
 
 @attrs.define(eq=False, slots=False)
@@ -121,6 +114,28 @@ class CountedOnce(Checker):
                         f"counter {resource.name!r} is {value}: {known} was acknowledged, "
                         f"unknown is {least} to {most}"
                     )
+
+
+@attrs.define(eq=False, slots=False)
+class RefusedMeansNever(Checker):
+    rule = "G14: a command that ended as certainly not applied never takes effect"
+    refused: set[bytes] = attrs.field(factory=set)
+    """Values of such writes; no two writes of a run have the same value."""
+    applied_values: set[bytes] = attrs.field(factory=set)
+
+    def step(self, step: Step) -> None:
+        for done in step.done:
+            name, args = done.operation[1], done.operation[2]
+            if name == "set" and not done.error:
+                self.applied_values.add(args[1])
+                if args[1] in self.refused:
+                    self.fail(f"{done} took effect after it had ended as not applied")
+
+    def answered(self, client: SimClient, call: Call) -> None:
+        if call.name == "set" and call.error is not None and call.error.applied == "no":
+            self.refused.add(call.args[1])
+            if call.args[1] in self.applied_values:
+                self.fail(f"{call.args} took effect and ended as not applied: {call.error!r}")
 
 
 @attrs.define(eq=False, slots=False)
