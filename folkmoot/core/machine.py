@@ -41,9 +41,10 @@ Who drives it: `core/multiplexer.py`, on every server alike, one entry after ano
 
 from __future__ import annotations
 
+import enum
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import attrs
@@ -97,6 +98,39 @@ class Context(QueryContext, Protocol):
 
     def clear_deadline(self, key: str) -> None:
         """Forget the key's deadline; nothing happens where it has none."""
+        ...
+
+    def retain(self, count: int = 1) -> None:
+        """Say that this command's entry owns items: the ordinals 0 to `count` - 1. Once at most.
+
+        Only in a command, and only of a machine whose retention is ENTRIES.
+        """
+        ...
+
+    def supersede(self, index: int, ordinal: int = 0) -> None:
+        """Say that the item `ordinal` of the entry `index` is gone. Once per item.
+
+        Allowed wherever a machine is called with a context that is not a query's.
+        """
+        ...
+
+    def supersede_all(self, indexes: Iterable[int]) -> None:
+        """`supersede` the item 0 of each of these entries."""
+        ...
+
+
+class RestoreContext(Protocol):
+    """What `restore_item` sees: the entry that owned the item, and deadlines to set.
+
+    `index`, `time` and `session` are those of the entry, as they were when it was applied.
+    """
+
+    index: int
+    time: int
+    session: int
+
+    def set_deadline(self, key: str, time: int) -> None:
+        """Set the deadline that goes with the item."""
         ...
 
 
@@ -191,19 +225,39 @@ def _operation(owner: str, function: Callable[..., Any]) -> Operation:
     )
 
 
+class Retention(enum.Enum):
+    """How a machine's state survives the compaction of the log."""
+
+    STATE = "state"
+    """The state is small and not owed to single entries (a counter, a lock): `snapshot` and
+    `restore` carry all of it, whenever it changed. The default.
+    """
+    ENTRIES = "entries"
+    """The state is a set of items, each owed to an entry (a map): the machine says which items an
+    entry owns and which it supersedes, and takes them back one by one with `restore_item`.
+    """
+
+
 class Machine:
     """Base of every replicated state machine. One object is one resource on one server.
 
     - Equal entries give equal state, answers and events on every server: nothing else may flow in.
-    - `snapshot` and `restore` carry the whole state: a restored machine goes on exactly as the old
-      one would.
+    - A machine that was restored goes on exactly as the old one would.
     - A `CommandError` is raised before anything has changed.
+
+    A machine with `retention = Retention.ENTRIES` says, in the command that makes an item,
+    `context.retain()`, and, wherever an item goes, `context.supersede(index)`. What an item needs
+    must follow from its own entry (name, arguments, index, log time, session) and from the fact
+    that it took effect.
     """
 
     type_name: ClassVar[str] = ""
     type_version: ClassVar[int] = 1
+    retention: ClassVar[Retention] = Retention.STATE
     commands: ClassVar[Mapping[str, Operation]] = {}
     queries: ClassVar[Mapping[str, Operation]] = {}
+    has_record: ClassVar[bool] = True
+    """Whether something of the state is not owed to entries. Found out by `Registry`."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -215,6 +269,8 @@ class Machine:
                     cls.__name__, function
                 )
         cls.commands, cls.queries = commands, queries
+        by_entries = cls.retention is Retention.ENTRIES
+        cls.has_record = not by_entries or cls.remainder is not Machine.remainder
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         """Make the empty state. `config` is plain data, fixed when the resource is created; raise
@@ -231,7 +287,7 @@ class Machine:
     def on_deadline(self, context: Context, key: str) -> None:
         """A deadline set under `key` is due."""
 
-    def cut_subscriptions(self, session: int) -> bool:
+    def cut_subscriptions(self, context: Context, session: int) -> bool:
         """Drop what the session subscribed to, as it does not read; say whether there was any."""
         return False
 
@@ -240,16 +296,54 @@ class Machine:
         return False
 
     def idle(self) -> bool:
-        """Whether an empty new machine would do as well: it is removed once nobody has it open."""
+        """Whether an empty new machine would do as well: it is removed once nobody has it open.
+
+        A machine that is idle owns no items.
+        """
         return False
 
     def snapshot(self) -> Any:
-        """The whole state as plain data, in an order that depends on nothing but the state."""
+        """The whole state as plain data, in an order that depends on nothing but the state.
+
+        For `restore` (STATE), and to compare servers with one another (both retentions): it names
+        the owner of each item, too.
+        """
         raise NotImplementedError(f"{type(self).__name__}.snapshot")
 
     def restore(self, data: Any) -> None:
-        """Take the state that `snapshot` gave. Called once, on a new machine; publishes nothing."""
+        """STATE only. Take the state that `snapshot` gave. Called once, on a new machine.
+
+        Publishes nothing. The deadlines are restored by who calls this.
+        """
         raise NotImplementedError(f"{type(self).__name__}.restore")
+
+    def remainder(self) -> Any:
+        """ENTRIES only: what of the state is not owed to entries, as plain data. It is small."""
+        return None
+
+    def restore_remainder(self, data: Any) -> None:
+        """ENTRIES only. Take what `remainder` gave: once, on a new machine, before the items."""
+        raise NotImplementedError(f"{type(self).__name__}.restore_remainder")
+
+    def restore_item(
+        self, context: RestoreContext, name: str, args: list[Any], ordinals: Sequence[int]
+    ) -> None:
+        """ENTRIES only. Take back what the entry `name(*args)` still owns: items `ordinals`.
+
+        Called in order of index, on a machine without any other items. The entry took effect, so no
+        condition is looked at; it publishes and answers nothing. What the entry owned besides is
+        superseded, and `args` may be what `trim` made of them.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.restore_item")
+
+    @classmethod
+    def trim(cls, name: str, args: list[Any], ordinals: Sequence[int]) -> tuple[str, list[Any]]:
+        """ENTRIES only: leave out of an entry what its items `ordinals` do not need.
+
+        Pure, and called from another thread. The result is only ever given to `restore_item`, and
+        to `trim` again when still fewer of its items live; ordinals keep their numbers.
+        """
+        return name, args
 
 
 @attrs.frozen
@@ -268,8 +362,39 @@ class Registry:
             if kind.type_name in machines:
                 other = machines[kind.type_name].__name__
                 raise UsageError(f"{kind.__name__} and {other} are both {kind.type_name!r}")
-            for method in ("snapshot", "restore"):
-                if getattr(kind, method) is getattr(Machine, method):
-                    raise UsageError(f"{kind.__name__} does not define {method}()")
+            _check_retention(kind)
             machines[kind.type_name] = kind
         return cls(machines)
+
+
+_NEEDED = {
+    Retention.STATE: ("snapshot", "restore"),
+    Retention.ENTRIES: ("snapshot", "restore_item"),
+}
+_FOREIGN = {
+    Retention.STATE: ("remainder", "restore_remainder", "restore_item", "trim"),
+    Retention.ENTRIES: ("restore",),
+}
+
+
+def _check_retention(kind: type[Machine]) -> None:
+    """Raise UsageError where a class lacks what its retention needs, or has what nobody calls."""
+    if not isinstance(kind.retention, Retention):
+        raise UsageError(
+            f"{kind.__name__}.retention is {kind.retention!r}; "
+            "it is Retention.STATE (the default) or Retention.ENTRIES"
+        )
+    where = f"{kind.__name__} (retention {kind.retention.name})"
+    for method in _NEEDED[kind.retention]:
+        if not _defines(kind, method):
+            raise UsageError(f"{where} does not define {method}()")
+    for method in _FOREIGN[kind.retention]:
+        if _defines(kind, method):
+            raise UsageError(f"{where} defines {method}(), which is never called with it")
+    if _defines(kind, "remainder") != _defines(kind, "restore_remainder"):
+        raise UsageError(f"{where} defines one of remainder() and restore_remainder(), not both")
+
+
+def _defines(kind: type[Machine], method: str) -> bool:
+    """Say whether a class has a method of its own. (Class methods are made anew at each look.)"""
+    return any(method in vars(base) for base in kind.__mro__[: kind.__mro__.index(Machine)])
