@@ -81,12 +81,41 @@ class StorageConfig:
     """
     batch_bytes_max: int = _number(8 << 20, 1 << 10, 1 << 28)
     """A leader's turn makes no larger batch (one entry may always stand alone)."""
+    compaction_log_bytes: int = _number(32 << 20, 1 << 10, 1 << 40)
+    """So much log is written behind the compaction index before the next compaction begins, but
+    never less than what the last one wrote of records (sessions, locks): how far it stays behind.
+    """
+    compaction_dead_share: float = _number(0.4, 0.05, 0.95)
+    """A file of the prefix is rewritten once this part of it is dead: less disk, more copying."""
+    compaction_duty: float = _number(0.25, 0.01, 1.0)
+    """The part of one core's time that a compaction takes at most, while it runs."""
+    compaction_bytes_per_s: int = _number(32 << 20, 1 << 10, 1 << 40)
+    """A compaction writes no faster, so that it does not compete with the log for the disk."""
+    log_keep_bytes: int = _number(32 << 20, 0, 1 << 40)
+    """Log that is kept although the prefix speaks for it: a follower that was away briefly is
+    brought up to date from it.
+    """
+    log_keep_bytes_max: int = _number(256 << 20, 0, 1 << 40)
+    """The same, while a follower that answers still needs it. Beyond it, it is sent the prefix."""
     fsync: bool = True
     """False only for tests and measurements: an acknowledgement then survives no power cut."""
     inline_sync_max_s: float = _number(0.002, 0.0, 0.1)
     """Syncs are done in the loop itself while they have lately been faster than this and nothing
     else waits.
     """
+    reserve_bytes: int = _number(128 << 20, 0, 1 << 40)
+    """While the leader's disk has less free than this, commands are refused with StorageFull,
+    except those that free something. At least 4 segments; 0: none, the disk may fill up, which
+    stops the server.
+    """
+
+    def __attrs_post_init__(self) -> None:
+        least = 4 * self.segment_bytes
+        if 0 < self.reserve_bytes < least:
+            raise ConfigError(
+                f"reserve_bytes is {self.reserve_bytes}: it must be at least 4 segments "
+                f"(segment_bytes is {self.segment_bytes}, so {least}), or 0 for none"
+            )
 
 
 @attrs.frozen(kw_only=True)

@@ -43,6 +43,8 @@ class RecordKind(enum.IntEnum):
     """A resource; its key is the resource's id."""
     SESSION = 3
     """A session; its key is the session's id."""
+    CONFIGURATION = 4
+    """Consensus's own, key 0: the members as of the index. A `PrefixSource` keeps it to itself."""
 
 
 RecordKey = tuple[int, int]

@@ -34,6 +34,7 @@ really there.
 from __future__ import annotations
 
 import contextlib
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -42,17 +43,20 @@ import attrs
 from folkmoot.core.batch import Batch
 from folkmoot.core.config import StorageConfig
 from folkmoot.core.errors import StorageError
+from folkmoot.core.prefix import Frozen
+from folkmoot.core.storage.compaction import Compaction, merged
 from folkmoot.core.storage.fail_stop import FailStop
 from folkmoot.core.storage.files import Files, without_sync
 from folkmoot.core.storage.hard_state import HardState
-from folkmoot.core.storage.manifest import SegmentEntry, replace_manifest
+from folkmoot.core.storage.log_reading import read_batches
+from folkmoot.core.storage.manifest import Manifest, Point, SegmentEntry, replace_manifest
+from folkmoot.core.storage.prefix_store import PrefixStore
 from folkmoot.core.storage.recovery import Identity, Recovered, open_directory, start_segment
 from folkmoot.core.storage.segment import (
     HEADER_BYTES,
     RECORD_BYTES,
     SUBDIR,
     Segment,
-    read_records,
     segment_name,
 )
 from folkmoot.core.storage.writes import HardStateLike, WriteLike
@@ -75,6 +79,7 @@ class Counters:
     bytes_written: int = 0
     segments_started: int = 0
     truncations: int = 0
+    compactions: int = 0
 
 
 class LogStore:
@@ -82,8 +87,8 @@ class LogStore:
 
     Invariants:
     - `durable_index <= last_index`; what is at or below `durable_index` survives a power cut;
-    - indexes have no gap above the compaction index, terms never fall, and none is above the
-      durable term of the hard state;
+    - indexes have no gap behind the start point, terms never fall, and none is above the durable
+      term of the hard state;
     - the last of `_segments` is the active one, all others are sealed and durable in full;
     - `_segments` is replaced, never changed in place, so a reader in another thread keeps a whole
       one.
@@ -97,6 +102,7 @@ class LogStore:
         self._manifest = opened.manifest
         self._hard_state = opened.hard_state
         self._segments = opened.segments
+        self.prefix = PrefixStore(files, opened.manifest)
         self._next_id = max(one.segment_id for one in opened.segments) + 1
         self._prepared_bytes = -1  # of the next segment's file; -1: there is none yet
         self._guard = FailStop()
@@ -142,9 +148,19 @@ class LogStore:
         return self._active.last_term
 
     @property
-    def first_index(self) -> int:
-        """Index from which the log is there."""
-        return self._segments[0].first_index
+    def start(self) -> Point:
+        """What stands before the first entry that the log still has."""
+        return self._manifest.start
+
+    @property
+    def compaction(self) -> Point:
+        """Up to where the compacted prefix speaks; index 0 where there is none."""
+        return self._manifest.compaction
+
+    @property
+    def epoch(self) -> int:
+        """How often the cluster's state was restored from a backup."""
+        return self._manifest.epoch
 
     @property
     def size_bytes(self) -> int:
@@ -190,9 +206,9 @@ class LogStore:
             while True:
                 segments = self._segments
                 try:
-                    return _read_from(self._files, segments, first_index, bytes_max)
+                    return read_batches(self._files, segments, first_index, bytes_max)
                 except StorageError:
-                    # A truncation in the writer's thread takes files away: then look again.
+                    # The writer's thread takes files away (cut or trimmed): then look again.
                     if segments is self._segments:
                         raise
 
@@ -201,6 +217,71 @@ class LogStore:
         while found := self.read(first_index, _BULK_BYTES):
             yield from found
             first_index = found[-1].last_index + 1
+
+    # -- compaction ----------------------------------------------------------------------------
+
+    def boundary_from(self, index: int) -> int | None:
+        """Return the end of the first sealed segment that ends at or behind `index`, if any.
+
+        Safe in any thread. A compaction index is always such a boundary.
+        """
+        segments = self._segments[:-1]
+        at = bisect_left(segments, index, key=_last_index)
+        return segments[at].last_index if at < len(segments) else None
+
+    def roll(self) -> None:
+        """Seal the active segment where it is, so that the log's end becomes a boundary."""
+        with self._guard:
+            if self._active.firsts:
+                self._flush()
+                old = self._active
+                self._seal()
+                self._start_segment(self._segments, 0)
+                self._shear(old)
+
+    def compact(self, frozen: Sequence[Frozen]) -> Compaction:
+        """Begin a compaction of what was frozen. Its steps may be taken in another thread."""
+        one = merged(frozen)
+        after = self.compaction.index
+        assert after < one.index <= self.durable_index, f"compaction {one.index} after {after}"
+        segments = [s for s in self._segments[:-1] if after < s.last_index <= one.index]
+        boundary = self.boundary_from(one.index)
+        assert boundary == one.index, f"compaction to {one.index}, the boundary is {boundary}"
+        owner = self._manifest.cluster_id, self._manifest.node_id
+        return Compaction(
+            self._files, self.prefix, segments, one, after=after, owner=owner, config=self._config
+        )
+
+    def install(self, compaction: Compaction) -> None:
+        """Make a finished compaction the prefix. The MANIFEST decides; old files go behind it."""
+        with self._guard:
+            end = next(s for s in self._segments if s.last_index == compaction.index)
+            self._replace_manifest(
+                attrs.evolve(self._manifest, compaction=end.point, files=tuple(compaction.entries))
+            )
+            self.prefix.replace(compaction.entries, compaction.items_files)
+            self.counters.compactions += 1
+
+    def trim(self, index: int) -> None:
+        """Give up the segments that end at or before `index`: the prefix speaks for them."""
+        with self._guard:
+            assert index <= self.compaction.index, f"trim to {index}, prefix to {self.compaction}"
+            dropped = [one for one in self._segments[:-1] if one.last_index <= index]
+            if not dropped:
+                return
+            segments = self._segments[len(dropped) :]
+            self._replace_manifest(
+                attrs.evolve(
+                    self._manifest,
+                    start=dropped[-1].point,
+                    segments=self._manifest.segments[len(dropped) :],
+                )
+            )
+            self._segments = segments
+            for one in dropped:  # oldest first (bugs F5)
+                self._files.unlink(one.name)
+
+    # -- for quiet moments ---------------------------------------------------------------------
 
     @property
     def wants_prepare(self) -> bool:
@@ -237,14 +318,18 @@ class LogStore:
         """Return what an operator wants to know, as plain data."""
         return {
             "directory": self._files.describe(""),
-            "first_index": self.first_index,
+            "first_index": self.start.index + 1,
             "last_index": self.last_index,
             "durable_index": self.durable_index,
-            "compaction_index": self._manifest.compaction_index,
+            "compaction_index": self.compaction.index,
             "term": self.hard_state.term,
             "voted_for": self.hard_state.voted_for,
             "segments": len(self._segments),
             "size_bytes": self.size_bytes,
+            "prefix_files": len(self.prefix.entries),
+            "prefix_bytes": self.prefix.size_bytes,
+            "live_entries": self.prefix.live_count,
+            "live_bytes": self.prefix.live_bytes,
             "failure": str(self._guard.failure or ""),
             "recovered": attrs.asdict(self.recovered),
             "counters": attrs.asdict(self.counters),
@@ -330,27 +415,29 @@ class LogStore:
     def _start_segment(self, keep: Sequence[Segment], needed: int) -> None:
         """Make `keep`, all sealed, and a new segment the log. The MANIFEST decides."""
         previous = keep[-1] if keep else None
-        last_index = previous.last_index if previous else self._manifest.compaction_index
-        entry = SegmentEntry(self._next_id, last_index + 1)
+        before = previous.point if previous else self._manifest.start
+        entry = SegmentEntry(self._next_id, before.index + 1)
         allocated = self._prepared_bytes >= 0
         new = Segment(
             entry,
             previous.segment_id if previous else 0,
             previous.chain if previous else 0,
-            previous.last_term if previous else self._manifest.compaction_term,
+            before.term,
             self._manifest.cluster_id,
             self._manifest.node_id,
             max(self._config.segment_bytes, needed),
         )
         start_segment(self._files, new, allocated=allocated)
         sealed = tuple(one.entry(sealed=True) for one in keep)
-        replacement = attrs.evolve(self._manifest, segments=(*sealed, entry))
-        replace_manifest(self._files, replacement)
-        self._manifest = replacement
+        self._replace_manifest(attrs.evolve(self._manifest, segments=(*sealed, entry)))
         self._segments = [*keep, new]
         self._next_id += 1
         self._prepared_bytes = -1
         self.counters.segments_started += 1
+
+    def _replace_manifest(self, replacement: Manifest) -> None:
+        replace_manifest(self._files, replacement)
+        self._manifest = replacement
 
     def _shear(self, sealed: Segment) -> None:
         """Give the space behind a sealed segment's end back, and its handle."""
@@ -362,14 +449,14 @@ class LogStore:
         self._flush()
         if index >= self.last_index:
             return
-        assert index >= self._manifest.compaction_index, f"{index} is compacted"
+        assert index >= self.compaction.index, f"cut at {index}, compacted to {self.compaction}"
         # What is cut may have been acknowledged as durable: never again (bugs B7).
         self.durable_index = min(self.durable_index, index)
         keep = [one for one in self._segments if one.firsts and one.first_index <= index]
         dropped = self._segments[len(keep) :]
         if keep and keep[-1].last_index > index:
             keep[-1] = keep[-1].cut_after(self._files, index)
-        assert (keep[-1].last_index if keep else self._manifest.compaction_index) == index, keep
+        assert (keep[-1].last_index if keep else self.start.index) == index, keep
         if self._active not in dropped:
             self._sync_active()
         self._dirty = False
@@ -395,36 +482,5 @@ class LogStore:
             self._prepared_bytes = size_bytes
 
 
-def _read_from(
-    files: Files, segments: Sequence[Segment], first_index: int, bytes_max: int
-) -> list[Batch]:
-    found: list[Batch] = []
-    for one in _from_index(segments, first_index):
-        start, end = one.span(first_index, bytes_max)
-        if found and end - start > bytes_max:
-            break
-        bytes_max -= end - start
-        more = _read_span(files, one, start, end)
-        # The first may end too early, where compaction left a gap behind it.
-        if more and more[0].last_index < first_index:
-            del more[0]
-            if not more:
-                start, end = one.span(one.first_from(first_index), bytes_max)
-                more = _read_span(files, one, start, end)
-        found += more
-    return found
-
-
-def _read_span(files: Files, one: Segment, start: int, end: int) -> list[Batch]:
-    if start == end:
-        return []
-    data = files.read(one.name, start, end - start)
-    return list(read_records(data, one.tag, start, files.describe(one.name)))
-
-
-def _from_index(segments: Sequence[Segment], first_index: int) -> Sequence[Segment]:
-    """Return the segments that hold batches which end at or after `first_index`."""
-    at = len(segments)
-    while at and segments[at - 1].last_index >= first_index:
-        at -= 1
-    return segments[at:]
+def _last_index(segment: Segment) -> int:
+    return segment.last_index

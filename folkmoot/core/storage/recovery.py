@@ -38,10 +38,11 @@ import attrs
 
 from folkmoot.core.config import StorageConfig
 from folkmoot.core.errors import StorageCorrupt, StorageError
-from folkmoot.core.storage import hard_state, manifest, segment
+from folkmoot.core.storage import hard_state, manifest, prefix_file, segment
 from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.hard_state import HardStateFile
 from folkmoot.core.storage.manifest import Manifest, SegmentEntry
+from folkmoot.core.storage.prefix_store import leftovers
 from folkmoot.core.storage.segment import HEADER_BYTES, RECORD_BYTES, SUBDIR, Segment, corrupt
 from folkmoot.core.types import NodeId
 
@@ -198,6 +199,14 @@ def _remove_leftovers(files: Files, found: Manifest) -> list[str]:
         files.unlink(manifest.NEW_NAME)
         files.sync_dir()
         said.append(f"{manifest.NEW_NAME} removed: its replacement was cut short")
+    unlisted, missing = leftovers(files, found)
+    for name in unlisted:
+        files.unlink(name)
+        said.append(f"{name} removed: MANIFEST does not list it")
+    if unlisted:
+        files.sync_dir(prefix_file.SUBDIR)
+    for name in missing:
+        raise corrupt(files.describe(name), 0, "the file is missing, and MANIFEST lists it")
     live = {segment.segment_name(entry.segment_id) for entry in found.segments}
     present = [f"{SUBDIR}/{name}" for name in files.list(SUBDIR)]
     leftover = sorted((name for name in present if name not in live), reverse=True)
@@ -221,7 +230,7 @@ def _load_segments(
 ) -> tuple[list[Segment], TornTail | None]:
     """Read and verify the whole log."""
     segments: list[Segment] = []
-    term = found.compaction_term
+    term = found.start.term
     for entry in found.segments[:-1]:
         segments.append(_load_sealed(files, found, entry, term))
         term = segments[-1].last_term
@@ -238,7 +247,7 @@ def _load_sealed(files: Files, found: Manifest, entry: SegmentEntry, term: int) 
     data = files.read(one.name, 0, entry.end)
     if len(data) < entry.end:
         raise corrupt(where, len(data), f"the file ends here, {entry.end} bytes are needed")
-    why = walk(one, data, found.compaction_index)
+    why = walk(one, data)
     if why:
         raise corrupt(where, one.end, why)
     if (one.end, one.chain, one.last_index) != (entry.end, entry.chain, entry.last_index):
@@ -255,7 +264,7 @@ def _load_active(
     one = Segment.load(files, found.segments[-1], term, max(size_bytes, config.segment_bytes))
     where = files.describe(one.name)
     data = files.read(one.name)
-    why = walk(one, data, found.compaction_index)
+    why = walk(one, data)
     tail = data[one.end :]
     torn = None
     if why:
@@ -281,22 +290,21 @@ def _write_again(files: Files, one: Segment, data: bytes) -> None:
 
 
 def _check_links(files: Files, found: Manifest, segments: list[Segment]) -> None:
-    """The chain runs through the whole log, but where compaction replaced the predecessor."""
-    link = 0, 0
+    """The chain runs through the whole log. What stood before it may have been trimmed."""
+    link = segments[0].link if found.start.index else (0, 0)
     for one in segments:
         where = files.describe(one.name)
         if one.owner != (found.cluster_id, found.node_id):
             owner = f"cluster {one.owner[0].hex()} node {one.owner[1]}"
             raise corrupt(where, 0, f"it is of {owner}, MANIFEST of another")
-        compacted = 0 < one.first_index - 1 <= found.compaction_index
-        if one.link != link and not compacted:
+        if one.link != link:
             said = f"segment {one.link[0]} (chain {one.link[1]:08x})"
             why = f"it was started behind {said}, and is behind {link[0]} ({link[1]:08x})"
             raise corrupt(where, 0, why)
         link = one.segment_id, one.chain
 
 
-def walk(one: Segment, data: bytes, compaction_index: int) -> str:
+def walk(one: Segment, data: bytes) -> str:
     """Index the records of `data`, the file from its start, up to the first that is not one.
 
     Returns why it stopped; empty at the end of the data or where only zeros (or a mark) are left.
@@ -316,8 +324,7 @@ def walk(one: Segment, data: bytes, compaction_index: int) -> str:
         batch = segment.read_batch(data, offset, size_bytes)
         if isinstance(batch, str):
             return batch
-        gap = batch.first_index != one.last_index + 1 and batch.first_index > compaction_index
-        if gap or batch.first_index <= one.last_index or batch.term < one.last_term:
+        if batch.first_index != one.last_index + 1 or batch.term < one.last_term:
             before = f"index {one.last_index} term {one.last_term}"
             return f"index {batch.first_index} term {batch.term} after {before}"
         if durable >= batch.first_index:

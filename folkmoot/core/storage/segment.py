@@ -50,7 +50,7 @@ from collections.abc import Iterator
 from folkmoot.core.batch import Batch, decode_batch
 from folkmoot.core.errors import StorageCorrupt, StorageError
 from folkmoot.core.storage.files import Files
-from folkmoot.core.storage.manifest import SegmentEntry
+from folkmoot.core.storage.manifest import Point, SegmentEntry
 
 SUBDIR = "log"
 HEADER_BYTES = 512
@@ -140,6 +140,8 @@ class Segment:
         self.chain = self.tag
         self.last_index = entry.first_index - 1
         self.last_term = last_term
+        self.last_log_time = 0
+        """Log time of the last batch; not known while the segment is empty."""
         self.marked = False
         """Whether a mark stands at `end`, or there is no room for one."""
         self.vouched_index = 0
@@ -174,6 +176,11 @@ class Segment:
             raise corrupt(where, 0, f"{found} where the manifest lists {entry}")
         return cls(entry, previous_id, chain, last_term, cluster_id, node_id, capacity)
 
+    @property
+    def point(self) -> Point:
+        """The last entry's place in the log."""
+        return Point(self.last_index, self.last_term, self.last_log_time)
+
     def entry(self, *, sealed: bool) -> SegmentEntry:
         """Return what the manifest says of it."""
         if not sealed:
@@ -197,6 +204,7 @@ class Segment:
         self.staged_end += RECORD_BYTES + len(data)
         self.last_index = batch.last_index
         self.last_term = batch.term
+        self.last_log_time = batch.log_time
         assert self.staged_end <= self.capacity, f"{self.staged_end} of {self.capacity} bytes"
 
     def flush(self, files: Files) -> int:
@@ -232,6 +240,7 @@ class Segment:
         self.chain = check
         self.last_index = batch.last_index
         self.last_term = batch.term
+        self.last_log_time = batch.log_time
 
     def cut_after(self, files: Files, index: int) -> Segment:
         """Return this segment as it is when it ends with `index`, the end of a batch."""
@@ -252,7 +261,7 @@ class Segment:
         cut = Segment.load(files, self.entry(sealed=False), batch.term, self.capacity)
         cut.offsets, cut.firsts = self.offsets[:count], self.firsts[:count]
         cut.end = cut.staged_end = stop
-        cut.chain, cut.last_index = found[3], index
+        cut.chain, cut.last_index, cut.last_log_time = found[3], index, batch.log_time
         return cut
 
     def span(self, first_index: int, bytes_max: int) -> tuple[int, int]:
@@ -276,11 +285,6 @@ class Segment:
         """Return the offset of the first batch that begins at or after `index`, or the end."""
         at = bisect_left(self.firsts, index)
         return self.offsets[at] if at < len(self.firsts) else self.end
-
-    def first_from(self, index: int) -> int:
-        """Return the index of the first batch that begins at or after `index`, or of the next."""
-        at = bisect_left(self.firsts, index)
-        return self.firsts[at] if at < len(self.firsts) else self.last_index + 1
 
 
 def read_batch(data: bytes, offset: int, size_bytes: int) -> Batch | str:

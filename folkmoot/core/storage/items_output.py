@@ -1,0 +1,128 @@
+"""Where a compaction copies to: blocks of live entries, cut into files of about a segment's size.
+
+What it is: the buffer between single entries and whole files. What it is not: it decides nothing
+about what is copied.
+
+Who drives it: `compaction`.
+"""
+
+from __future__ import annotations
+
+from folkmoot.core.storage.files import Files
+from folkmoot.core.storage.manifest import FileKind
+from folkmoot.core.storage.prefix_file import (
+    BLOCK_BYTES,
+    ENTRY_BYTES,
+    ItemsBlock,
+    PrefixFileWriter,
+    encode_items,
+    fits_behind,
+)
+from folkmoot.core.storage.prefix_store import ItemsFile, PrefixStore
+
+_SYNC_BYTES = 1 << 20
+"""So much is synced at once: the log's own syncs wait behind no more than that."""
+
+
+class ItemsOutput:
+    """Makes items files, one after another.
+
+    - Entries come in order of index, so the files' ranges follow one another.
+    - `files` are complete and durable, but for the names in their directory; an entry is in one of
+      them once `cut` was called behind it.
+    """
+
+    def __init__(
+        self, files: Files, store: PrefixStore, owner: tuple[bytes, int], file_bytes: int
+    ) -> None:
+        self.files: list[ItemsFile] = []
+        self.written_bytes = 0
+        """Bytes of finished blocks so far."""
+        self._disk = files
+        self._store = store
+        self._owner = owner
+        self._file_bytes = file_bytes
+        self._block = ItemsBlock.empty()
+        self._block_bytes = 0
+        self._writer: PrefixFileWriter | None = None
+        self._begun: ItemsFile
+        self._last_index = 0
+
+    def add(
+        self, index: int, time: int, session: int, resource: int, operation: bytes, parts: bytes
+    ) -> None:
+        """Add one entry; `parts` has a byte per ordinal where it owns several items."""
+        block = self._block
+        if not fits_behind(block, index, time):
+            self._end_block()
+            block = self._block
+        if parts:
+            block.parts[len(block)] = parts
+        block.indexes.append(index)
+        block.times.append(time)
+        block.sessions.append(session)
+        block.resources.append(resource)
+        block.operations.append(operation)
+        self._block_bytes += len(operation) + ENTRY_BYTES
+        if self._block_bytes >= BLOCK_BYTES:
+            self._end_block()
+
+    def extend(self, more: ItemsBlock) -> None:
+        """Add the entries of a block."""
+        if not more:
+            return
+        if not fits_behind(self._block, more.indexes[-1], more.times[-1]):
+            self._end_block()
+        block = self._block
+        count = len(block)
+        block.parts.update((count + at, mask) for at, mask in more.parts.items())
+        block.indexes.extend(more.indexes)
+        block.times.extend(more.times)
+        block.sessions.extend(more.sessions)
+        block.resources.extend(more.resources)
+        block.operations.extend(more.operations)
+        self._block_bytes += sum(map(len, more.operations)) + ENTRY_BYTES * len(more)
+        if self._block_bytes >= BLOCK_BYTES:
+            self._end_block()
+
+    def flush(self) -> None:
+        """Write finished blocks to the disk. One step."""
+        if self._writer is not None:
+            self._writer.flush(_SYNC_BYTES)
+            if self._writer.size_bytes >= self._file_bytes:
+                self._end_file(self._last_index)
+
+    def cut(self, last_index: int) -> None:
+        """End the file, if there is one: it speaks for everything up to `last_index`."""
+        self._end_block()
+        if self._writer is not None:
+            self._end_file(last_index)
+        self._last_index = last_index
+
+    def _end_block(self) -> None:
+        block = self._block
+        if not block:
+            return
+        if self._writer is None:
+            first_index = self._last_index + 1
+            self._writer = PrefixFileWriter(
+                self._disk, FileKind.ITEMS, self._store.new_id(), first_index, self._owner
+            )
+            self._begun = ItemsFile(self._writer.entry(0))
+        data = encode_items(block)
+        self._writer.append(data)
+        self._begun.add(block)
+        self._last_index = block.indexes[-1]
+        self.written_bytes += len(data)
+        self._block, self._block_bytes = ItemsBlock.empty(), 0
+
+    def _end_file(self, last_index: int) -> None:
+        assert self._writer is not None, f"no file to end at {last_index}"
+        self._begun.entry = self._writer.close(last_index)
+        self.files.append(self._begun)
+        self._writer = None
+
+    def give_up(self) -> list[str]:
+        """Return the names of all files that were begun."""
+        names = [one.name for one in self.files]
+        return [*names, self._writer.name] if self._writer is not None else names
