@@ -1,12 +1,20 @@
 """Consensus: one Raft log, as a pure state machine with effects as data.
 
-Start with `node.py` (what drives what), then follow the question: `election`, `follower`, `leader`,
-`progress`, `rounds`, `reads`, `transfer`, `quorum`, `membership`, `log`, `effects`, `messages`.
+Start with `node.py` (what drives what), then follow the question: `known`, `election`, `follower`,
+`leader`, `replication`, `progress`, `rounds`, `reads`, `transfer`, `quorum`, `membership`, `log`,
+`effects`, `messages`.
 """
 
 from __future__ import annotations
 
-from folkmoot.core.raft.effects import HardState, LogRead, ReadState, Ready, Write
+from folkmoot.core.raft.effects import (
+    HardState,
+    LogRead,
+    PrefixPoint,
+    ReadState,
+    Ready,
+    Write,
+)
 from folkmoot.core.raft.log import LogView
 from folkmoot.core.raft.membership import Configuration
 from folkmoot.core.raft.messages import (
@@ -36,6 +44,7 @@ __all__ = [
     "LogRead",
     "LogView",
     "Message",
+    "PrefixPoint",
     "Raft",
     "ReadIndexReply",
     "ReadIndexRequest",

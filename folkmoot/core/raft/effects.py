@@ -25,6 +25,10 @@ Two appends that a disk confirms together need one reply: the later says more th
 The reply of step 1 could not cause harm (whoever counts it needs a majority that voted for the
 leader of term 6 as well), but "what is acknowledged is durable at that moment" then holds without
 an argument, and can be checked from outside.
+
+An INSTALL puts the compacted prefix in the place of the whole log (§5.1). The disk has the old log
+until it is done, and afterwards nothing of it. What both have in common is what was committed and
+told, so until then nothing above that counts as durable: neither what is discarded, nor the prefix.
 """
 
 from __future__ import annotations
@@ -48,14 +52,29 @@ class HardState:
     """The vote of this very term; cleared only when the term rises."""
 
 
+@attrs.frozen
+class PrefixPoint:
+    """Where a compacted prefix ends, and how it goes on: what remains of its last entry (§5.1)."""
+
+    index: int
+    term: int
+    log_time: int
+
+
 @attrs.define
 class Write:
-    """One step of the disk. Writes are done in order of number; within one: state, cut, append."""
+    """One step of the disk. Writes are done in order of number.
+
+    Within one the order is: hard state, install, cut, append.
+    """
 
     number: int
     hard_state: HardState | None = None
     truncate_after: int | None = None
     batches: list[Batch] = attrs.field(factory=list)
+    install: PrefixPoint | None = None
+    """Discard the whole log and start behind this point, with the prefix that ends there: all of it
+    or nothing. It begins a write of its own."""
 
 
 @attrs.define
@@ -111,7 +130,8 @@ class Effects:
     """Collects the effects of a turn.
 
     - Writes are numbered 1, 2, 3, ...; a held message leaves when its write's number is durable.
-    - `durable_index` is the end of the log's durable prefix; a cut lowers it at once (bug B7).
+    - `durable_index` is the end of the log's durable part; a cut lowers it at once (bug B7), and so
+      does an install.
     - An entry never becomes durable before the term that it belongs to: one ordered queue (bug A2).
     """
 
@@ -197,7 +217,7 @@ class Effects:
     def write_hard_state(self, hard_state: HardState) -> None:
         """Wish for a new term or vote. It stands first in its write."""
         write = self._open
-        if write is None or write.truncate_after is not None or write.batches:
+        if write is None or write.install or write.truncate_after is not None or write.batches:
             write = self._begin()
         write.hard_state = hard_state
         self._term_write = write.number
@@ -215,10 +235,25 @@ class Effects:
             write = self._begin()
         write.truncate_after = index
         # §3.8, bug B7: never report as stored what is about to be cut.
+        self._disclaim_beyond(index)
+        self._settles(index)
+
+    def write_install(self, point: PrefixPoint) -> None:
+        """Wish for the log to start anew behind `point`.
+
+        Until that is durable no more than what was told as committed is: on either side of it that
+        is the same.
+        """
+        self._begin().install = point
+        # §3.8: neither what is discarded nor what takes its place is stored until it is done.
+        self._disclaim_beyond(self.commit_told)
+        self._settles(point.index)
+
+    def _disclaim_beyond(self, index: int) -> None:
+        """Take back that, or when, anything above `index` is durable, and what would say so."""
         self.durable_index = min(self.durable_index, index)
         for pending in self._unstored:
             pending[1] = min(pending[1], index)
-        self._settles(index)
         self._held = [entry for entry in self._held if not _claims_beyond(entry[2], index)]
 
     def _begin(self) -> Write:

@@ -85,8 +85,8 @@ class Follower:
         log, prev = self._state.log, message.prev_index
         if prev > log.last_index:
             return REFUSED
-        # Bug B6: below the prefix is committed and therefore known; only above can it conflict.
-        if prev >= log.compaction_index:
+        # Bug B6: what lies before the log is committed, so it is known and cannot conflict.
+        if prev >= log.start_index:
             if log.term_at(prev) != message.prev_term:
                 self._check_committed(prev, message.prev_term)
                 return REFUSED
@@ -149,7 +149,7 @@ class Follower:
     def _check_committed(self, index: int, term: int) -> None:
         """Halt when a leader contradicts what is committed (bug B5): data was lost somewhere."""
         log = self._state.log
-        is_known = log.compaction_index <= index <= self._state.commit_index
+        is_known = log.start_index <= index <= self._state.commit_index
         if is_known and log.term_at(index) != term:
             raise AssertionError(
                 f"the leader of term {self._state.term} has term {term} at committed {index}, "

@@ -24,6 +24,7 @@ from typing import Any
 from folkmoot.core.batch import Batch, Group, Kind, encode_batch
 from folkmoot.core.errors import Overloaded, Unavailable
 from folkmoot.core.raft.messages import AppendReply
+from folkmoot.core.raft.progress import Progress, ProgressState
 from folkmoot.core.raft.quorum import committed, quorum_contact
 from folkmoot.core.raft.reads import LeaderReads
 from folkmoot.core.raft.replication import Replication
@@ -140,6 +141,24 @@ class Leader:
     def log_read(self, peer: NodeId, batches: Sequence[Batch]) -> None:
         """Take batches for `peer` that were read back from storage."""
         self._replication.log_read(peer, batches)
+
+    # -- the compacted prefix ------------------------------------------------------------------
+
+    def log_compacted(self) -> None:
+        """Learn that the log starts later than before."""
+        self._replication.log_compacted()
+
+    def followers_below_log(self) -> list[NodeId]:
+        """Return whom only the prefix can help, of those heard from within an election timeout."""
+        return [p.peer for p in self._reachable(self._state.now) if p.state is ProgressState.PREFIX]
+
+    def reachable_match(self, now: float) -> int | None:
+        """Return the lowest match index of those heard from within an election timeout, if any."""
+        return min([p.match_index for p in self._reachable(now)], default=None)
+
+    def _reachable(self, now: float) -> list[Progress]:
+        silent_since = now - self._state.config.election_timeout_s
+        return [p for p in self._replication.progress.values() if p.contact_at > silent_since]
 
     # -- contact, lease, reads -----------------------------------------------------------------
 

@@ -5,13 +5,16 @@ known only by their last index, term and log time. The core writes through this 
 reads from it what it applies; whatever is not in memory, the storage has.
 
 A batch is never split or joined, so every index that consensus compares, acknowledges, commits or
-cuts at is the last index of a batch: a BOUNDARY. The end of the compacted prefix is one, too.
+cuts at is the last index of a batch: a BOUNDARY. Where the log starts is one, too.
 
-    compacted prefix          known by number                 in memory
+    gone                      known by number                 in memory
     .................... | [=====][==][=====][===][=====] ... [==][====][=]
-        compaction_index ^   ^ first_index            cached batches   last_index ^
+             start_index ^   ^ first_index            cached batches   last_index ^
 
-Source: §3.5 (log matching); §5.1 (what remains of a compacted prefix: its last index and term).
+What is gone is in the compacted prefix, which may reach further than `start_index`: batches that it
+holds already stay in the log for followers that lag (core/storage says how long).
+
+Source: §3.5 (log matching); §5.1 (what remains of what is gone: its last index and term).
 """
 
 from __future__ import annotations
@@ -26,12 +29,12 @@ CACHE_BYTES = 32 << 20
 
 
 class LogView:
-    """Boundaries, terms and log times of the whole log above the prefix; bytes of its end.
+    """Boundaries, terms and log times of the whole log behind its start; bytes of its end.
 
-    - Indexes above `compaction_index` are contiguous; terms and log times never fall.
+    - Indexes above `start_index` are contiguous (bug E8); terms and log times never fall.
     - Cached batches are a suffix of the log, and everything that is not yet applied here is among
       them, except after a restart: so a server rarely reads what it just wrote.
-    - `term_at` is known from `compaction_index` on: the last entry before the log stays comparable.
+    - `term_at` is known from `start_index` on: the last entry before the log stays comparable.
     """
 
     __slots__ = (
@@ -39,79 +42,62 @@ class LogView:
         "_cache_bytes",
         "_cache_first",
         "_cache_limit",
-        "_compaction_log_time",
         "_ends",
         "_keep_after",
         "_run_starts",
         "_run_terms",
         "_times",
-        "compaction_index",
-        "compaction_term",
         "configuration_batches",
         "last_index",
         "last_term",
+        "start_index",
+        "start_log_time",
+        "start_term",
     )
 
     def __init__(
         self,
         *,
-        compaction_index: int = 0,
-        compaction_term: int = 0,
-        compaction_log_time: int = 0,
+        start_index: int = 0,
+        start_term: int = 0,
+        start_log_time: int = 0,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self.compaction_index = compaction_index
-        self.compaction_term = compaction_term
-        self.last_index = compaction_index
-        self.last_term = compaction_term
-        self.configuration_batches: list[Batch] = []
-        """The batches in the log that hold a configuration, in order. Few, and kept in memory."""
-        self._compaction_log_time = compaction_log_time
-        self._ends = array("Q")
-        """Last index of each batch; the position in here is the batch's POSITION."""
-        self._times = array("Q")
-        self._run_starts: list[int] = []
-        """First index of each run of equal terms."""
-        self._run_terms: list[int] = []
-        self._cache: dict[int, Batch] = {}
-        """Position -> batch, for every position from `_cache_first` on."""
-        self._cache_first = 0
-        self._cache_bytes = 0
         self._cache_limit = cache_bytes
-        self._keep_after = compaction_index
+        self.reset(start_index, start_term, start_log_time)
 
     @classmethod
     def recovered(
         cls,
-        compaction_index: int,
-        compaction_term: int,
+        start_index: int,
+        start_term: int,
         batches: Iterable[Batch],
         *,
-        compaction_log_time: int = 0,
+        start_log_time: int = 0,
         cache_bytes: int = CACHE_BYTES,
     ) -> LogView:
-        """Build the view of what storage holds: the batches above the prefix, in order."""
+        """Build the view of what storage holds: the batches behind `start_index`, in order."""
         log = cls(
-            compaction_index=compaction_index,
-            compaction_term=compaction_term,
-            compaction_log_time=compaction_log_time,
+            start_index=start_index,
+            start_term=start_term,
+            start_log_time=start_log_time,
             cache_bytes=cache_bytes,
         )
         for batch in batches:
             log._keep_after = batch.last_index
             log.append(batch)
-        log._keep_after = compaction_index
+        log._keep_after = start_index
         return log
 
     @property
     def first_index(self) -> int:
         """The first index that the log can still give away as an entry."""
-        return self.compaction_index + 1
+        return self.start_index + 1
 
     @property
     def last_log_time(self) -> int:
         """The log time of the last batch, in milliseconds."""
-        return self._times[-1] if self._times else self._compaction_log_time
+        return self._times[-1] if self._times else self.start_log_time
 
     # -- writing -------------------------------------------------------------------------------
 
@@ -127,7 +113,7 @@ class LogView:
             self._run_starts.append(batch.first_index)
             self._run_terms.append(batch.term)
             self.last_term = batch.term
-        self._cache[len(self._ends)] = batch
+        self._cache[batch.last_index] = batch
         self._cache_bytes += len(batch.data)
         self._ends.append(batch.last_index)
         self._times.append(batch.log_time)
@@ -141,8 +127,8 @@ class LogView:
         """Forget every batch after `index`, which must be a boundary."""
         assert self.is_boundary(index), f"cut at {index}, which is inside a batch"
         count = bisect_right(self._ends, index)
-        for position in range(max(count, self._cache_first), len(self._ends)):
-            self._cache_bytes -= len(self._cache.pop(position).data)
+        for end in self._ends[max(count, self._cache_first) :]:
+            self._cache_bytes -= len(self._cache.pop(end).data)
         self._cache_first = min(self._cache_first, count)
         del self._ends[count:]
         del self._times[count:]
@@ -152,7 +138,56 @@ class LogView:
         while self.configuration_batches and self.configuration_batches[-1].last_index > index:
             self.configuration_batches.pop()
         self.last_index = index
-        self.last_term = self._run_terms[-1] if self._run_terms else self.compaction_term
+        self.last_term = self._run_terms[-1] if self._run_terms else self.start_term
+
+    def compact_to(self, index: int) -> None:
+        """Forget every batch up to `index`, a boundary. Costs in proportion to what goes."""
+        assert self.is_boundary(index), f"start at {index}, which is no boundary of the log"
+        count = bisect_right(self._ends, index)
+        for end in self._ends[self._cache_first : count]:
+            self._cache_bytes -= len(self._cache.pop(end).data)
+        self._cache_first = max(self._cache_first, count)
+        self.start_term, self.start_log_time = self.term_at(index), self.log_time_at(index)
+        runs = bisect_right(self._run_starts, index)
+        if runs and self._last_of_run(runs - 1) > index:
+            runs -= 1
+            self._run_starts[runs] = index + 1  # what stays of a run that reaches over `index`
+        del self._run_starts[:runs]
+        del self._run_terms[:runs]
+        kept = [batch for batch in self.configuration_batches if batch.last_index > index]
+        self.configuration_batches = kept
+        self.start_index = index
+        if 2 * count >= len(self._ends):
+            self._remove_gone(count)
+
+    def _remove_gone(self, count: int) -> None:
+        """Move what stays to the front of the arrays, once it is no more than what is gone.
+
+        Until then the ends of what is gone stay before the others. They lie below every index that
+        is looked up, so nothing that is found depends on them.
+        """
+        del self._ends[:count]
+        del self._times[:count]
+        self._cache_first -= count
+
+    def reset(self, index: int, term: int, log_time: int) -> None:
+        """Forget everything: the log is empty, and starts behind `index`."""
+        self.start_index = self.last_index = index
+        self.start_term = self.last_term = term
+        self.start_log_time = log_time
+        self.configuration_batches: list[Batch] = []
+        """The batches in the log that hold a configuration, in order. Few, and kept in memory."""
+        self._ends = array("Q")
+        """Last index of each batch; the position in here is the batch's POSITION."""
+        self._times = array("Q")
+        self._run_starts: list[int] = []
+        """First index of each run of equal terms."""
+        self._run_terms: list[int] = []
+        self._cache: dict[int, Batch] = {}
+        """Last index -> batch, for every position from `_cache_first` on."""
+        self._cache_first = 0
+        self._cache_bytes = 0
+        self._keep_after = index
 
     def applied(self, index: int) -> None:
         """Let go of the bytes up to `index` when the cache is full."""
@@ -166,32 +201,32 @@ class LogView:
     def _evict(self) -> None:
         """Drop the oldest cached batches that are applied, down to the limit."""
         while self._cache_bytes > self._cache_limit:
-            batch = self._cache.get(self._cache_first)
-            if batch is None or batch.last_index > self._keep_after:
+            end = self._ends[self._cache_first]
+            if end > self._keep_after:
                 return
-            del self._cache[self._cache_first]
+            self._cache_bytes -= len(self._cache.pop(end).data)
             self._cache_first += 1
-            self._cache_bytes -= len(batch.data)
 
     # -- terms and boundaries ------------------------------------------------------------------
 
     def term_at(self, index: int) -> int:
-        """Return the term of `index`, which lies between compaction_index and last_index."""
-        assert self.compaction_index <= index <= self.last_index, (
-            f"term of {index} asked of a log {self.compaction_index}..{self.last_index}"
+        """Return the term of `index`, which lies between start_index and last_index."""
+        assert self.start_index <= index <= self.last_index, (
+            f"term of {index} asked of a log {self.start_index}..{self.last_index}"
         )
-        if index == self.compaction_index:
-            return self.compaction_term
+        if index == self.start_index:
+            return self.start_term
         if index >= self._run_starts[-1]:
             return self.last_term
         return self._run_terms[bisect_right(self._run_starts, index) - 1]
 
     def is_boundary(self, index: int) -> bool:
-        """Return whether a batch, or the compacted prefix, ends at `index`."""
-        if index in (self.last_index, self.compaction_index):
+        """Return whether a batch ends at `index`, or the log starts behind it."""
+        if index in (self.last_index, self.start_index):
             return True
-        position = bisect_left(self._ends, index)
-        return position < len(self._ends) and self._ends[position] == index
+        if not self.start_index < index < self.last_index:
+            return False
+        return self._ends[bisect_left(self._ends, index)] == index
 
     def batch_first(self, index: int) -> int:
         """Return the first index of the batch that holds `index`."""
@@ -209,36 +244,40 @@ class LogView:
         return self._run_starts[bisect_right(self._run_starts, index) - 1]
 
     def last_of_term(self, term: int) -> int:
-        """Return the last index that has `term`, or 0 when the log above the prefix has none."""
+        """Return the last index known to have `term`, be it `start_index`; 0 when none is."""
         run = bisect_left(self._run_terms, term)
         if run == len(self._run_terms) or self._run_terms[run] != term:
-            return 0
+            return self.start_index if term == self.start_term else 0
+        return self._last_of_run(run)
+
+    def _last_of_run(self, run: int) -> int:
         if run + 1 < len(self._run_starts):
             return self._run_starts[run + 1] - 1
         return self.last_index
 
     def log_time_at(self, index: int) -> int:
-        """Return the log time of the batch that holds `index`, or of the prefix's end."""
-        if index <= self.compaction_index:
-            return self._compaction_log_time
+        """Return the log time of the batch that holds `index`, or of what the log starts behind."""
+        if index <= self.start_index:
+            return self.start_log_time
         return self._times[bisect_left(self._ends, index)]
 
     # -- bytes ---------------------------------------------------------------------------------
 
     def batches_from(self, index: int, bytes_max: int, count_max: int) -> list[Batch] | None:
-        """Return batches from `index` on, which starts one; None when it is not in memory.
+        """Return batches from `index` on, which starts one; None when they are not in memory.
 
         At least one batch comes, however large it is; more come only within both limits.
         """
         position = bisect_left(self._ends, index)
-        first = self._cache.get(position)
-        if first is None:
+        if position < self._cache_first:
             return None
+        cache = self._cache
+        first = cache[self._ends[position]]
         assert first.first_index == index, f"{index} is inside batch {first.first_index}"
         found = [first]
         size_bytes = len(first.data)
-        for later in range(position + 1, min(position + count_max, len(self._ends))):
-            batch = self._cache[later]
+        for end in self._ends[position + 1 : position + count_max]:
+            batch = cache[end]
             size_bytes += len(batch.data)
             if size_bytes > bytes_max:
                 break
@@ -249,7 +288,7 @@ class LogView:
         """Return the batch that holds `index`; None when it is not in memory (ask the storage)."""
         if not self.first_index <= index <= self.last_index:
             return None
-        return self._cache.get(bisect_left(self._ends, index))
+        return self._cache.get(self._ends[bisect_left(self._ends, index)])
 
     def slice(self, first: int, last: int) -> list[Batch] | None:
         """Return the batches that hold first..last; None when one of them is not in memory."""
@@ -260,7 +299,7 @@ class LogView:
         if start < self._cache_first:
             return None
         cache = self._cache
-        return [cache[i] for i in range(start, bisect_left(self._ends, last) + 1)]
+        return [cache[end] for end in self._ends[start : bisect_left(self._ends, last) + 1]]
 
     def _first_of(self, position: int) -> int:
         return self._ends[position - 1] + 1 if position else self.first_index

@@ -5,7 +5,8 @@ Pure: no I/O, no clock, no randomness.
 A `Configuration` is a value. It comes from the bootstrap list (index 0), from the compacted prefix,
 or from a CONFIGURATION entry of the log, and then takes effect as soon as that entry is appended
 (§4.1), committed or not. `effective` is the whole rule: the last configuration in the log, else the
-base. A truncation that cuts a configuration out of the log thereby brings the one before back.
+base. A truncation that cuts a configuration out of the log thereby brings the one before back. When
+entries leave the log at its start, the last configuration among them becomes the base (bug D4).
 
 It is not a protocol: how a change is proposed, caught up and finished is not decided here.
 
@@ -146,6 +147,11 @@ def from_batch(batch: Batch) -> Configuration:
 def effective(base: Configuration, configuration_batches: Sequence[Batch]) -> Configuration:
     """Return the configuration in force: the last one in the log, committed or not (§4.1)."""
     return from_batch(configuration_batches[-1]) if configuration_batches else base
+
+
+def as_of(index: int, base: Configuration, configuration_batches: Sequence[Batch]) -> Configuration:
+    """Return the last configuration at or below `index`, a boundary of the log, else the base."""
+    return effective(base, [b for b in configuration_batches if b.last_index <= index])
 
 
 def _node_id(value: Any) -> NodeId:

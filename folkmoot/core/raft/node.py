@@ -15,6 +15,8 @@ This class dispatches and changes roles; the work is done by parts that share on
     ForwardedReads  asking the leader         while another leads
     Leader          replicating, committing   exists exactly while this server leads
 
+What can be asked of it without changing anything is in its base, `Known` (known.py).
+
 Terms come first (§3.3): who sees a higher term follows it, then handles the message; what comes
 from a lower term is refused with the present one, or dropped when it is only an answer (bugs A5,
 A6, A9). Vote requests are the exception: stickiness says whether their term is adopted at all.
@@ -31,9 +33,10 @@ from typing import Any
 from folkmoot.core.batch import Batch, Group
 from folkmoot.core.config import RaftConfig
 from folkmoot.core.errors import NotLeader, Overloaded
-from folkmoot.core.raft.effects import HardState, Ready
+from folkmoot.core.raft.effects import HardState, PrefixPoint, Ready
 from folkmoot.core.raft.election import Election
 from folkmoot.core.raft.follower import Follower
+from folkmoot.core.raft.known import Known
 from folkmoot.core.raft.leader import Leader
 from folkmoot.core.raft.log import LogView
 from folkmoot.core.raft.membership import Configuration
@@ -54,7 +57,7 @@ from folkmoot.core.raft.trace import MessageIgnored
 from folkmoot.core.types import NodeId
 
 
-class Raft:
+class Raft(Known):
     """One member's consensus. See the module for how it is driven.
 
     - At most one leader per term (§3.4); a leader's log is only appended to (§3.5).
@@ -72,12 +75,14 @@ class Raft:
         log: LogView,
         rng: Random,
         now: float,
+        committed_index: int = 0,
     ) -> None:
         """Start, or restart, from what is durable.
 
         `configuration` is the base: the bootstrap list or the compacted prefix's; one in the log
-        overrides it. A hard state with a term means a restart, which is followed by a silence of
-        one minimum election timeout.
+        overrides it. `committed_index` is the end of that prefix, where the log may have started
+        earlier: what is known to be committed, and is applied. A hard state with a term means a
+        restart, which is followed by a silence of one minimum election timeout.
         """
         log.limit_cache(config.cache_bytes)
         self._state = State(
@@ -86,6 +91,7 @@ class Raft:
             configuration=configuration,
             hard_state=hard_state,
             log=log,
+            committed_index=committed_index,
             rng=rng,
             now=now,
         )
@@ -102,63 +108,7 @@ class Raft:
             ReadIndexReply: self._on_read_reply,
         }
 
-    # -- what is known -------------------------------------------------------------------------
-
-    @property
-    def node_id(self) -> NodeId:
-        """This server."""
-        return self._state.node_id
-
-    @property
-    def role(self) -> Role:
-        """What this server is at the moment."""
-        return self._state.role
-
-    @property
-    def term(self) -> int:
-        """The present term."""
-        return self._state.term
-
-    @property
-    def leader(self) -> NodeId | None:
-        """Who leads this term, as far as is known here."""
-        return self._state.leader
-
-    @property
-    def log(self) -> LogView:
-        """The log; drivers read from it what they apply."""
-        return self._state.log
-
-    @property
-    def commit_index(self) -> int:
-        """The highest index known to be committed; it may be ahead of the own disk."""
-        return self._state.commit_index
-
-    @property
-    def durable_index(self) -> int:
-        """The end of the log's durable part."""
-        return self._effects.durable_index
-
-    @property
-    def last_index(self) -> int:
-        """The end of the log."""
-        return self._state.log.last_index
-
-    @property
-    def log_time(self) -> int:
-        """The log's last time, in milliseconds."""
-        return self._state.log.last_log_time
-
-    @property
-    def configuration(self) -> Configuration:
-        """The configuration in force: the last in the log, committed or not (§4.1)."""
-        return self._state.configuration
-
-    @property
-    def is_leader_ready(self) -> bool:
-        """True when this server leads and has applied the `Initialize` of its term."""
-        leader = self._leader
-        return leader is not None and self._state.applied_index >= leader.initialize_index
+    # -- asking by the clock -------------------------------------------------------------------
 
     def leader_time(self, now: float) -> int:
         """Return the log time that an entry proposed now would get, in ms. Raises NotLeader."""
@@ -173,27 +123,6 @@ class Raft:
         """
         self._advance(now)
         return self._leader is not None and self._state.now < self._leader.lease_until()
-
-    def status(self) -> dict[str, Any]:
-        """Return what an operator wants to know, as plain data."""
-        state = self._state
-        status = {
-            "node_id": int(state.node_id),
-            "role": str(state.role),
-            "term": state.term,
-            "voted_for": state.voted_for and int(state.voted_for),
-            "leader": state.leader and int(state.leader),
-            "commit_index": state.commit_index,
-            "applied_index": state.applied_index,
-            "durable_index": self._effects.durable_index,
-            "first_index": state.log.first_index,
-            "last_index": state.log.last_index,
-            "log_time": state.log.last_log_time,
-            "configuration": {"index": state.configuration.index, **state.configuration.encode()},
-        }
-        if self._leader is not None:
-            status.update(self._leader.status())
-        return status
 
     # -- inputs --------------------------------------------------------------------------------
 
@@ -281,6 +210,33 @@ class Raft:
         )
         state.applied_index = index
         state.log.applied(index)
+
+    def compact(self, index: int, now: float) -> None:
+        """Let go of the log up to `index`, a boundary that is applied here and in the prefix.
+
+        Call it before the storage gives those batches up. Nothing happens where the log starts
+        later already.
+        """
+        self._advance(now)
+        if index > self._state.log.start_index:
+            self._state.compact(index)
+            if self._leader is not None:
+                self._leader.log_compacted()
+
+    def install(
+        self, index: int, term: int, log_time: int, configuration: Configuration, now: float
+    ) -> None:
+        """Discard the log, and go on behind the prefix that ends with `index` (figure 5.3).
+
+        Only after `may_install`. It is one write among the others; once that is durable, Ready says
+        "apply up to `index`", which here means: restore the prefix. No timer is touched (bug A15):
+        the leader, who is there, goes on sending heartbeats.
+        """
+        self._advance(now)
+        assert self.may_install(index, term), (
+            f"install of {index} in term {term}, of which {self.status()} has no use"
+        )
+        self._state.install(PrefixPoint(index, term, log_time), configuration)
 
     def transfer_leadership(self, target: NodeId | None, now: float) -> None:
         """Start to hand leadership to `target`, or to the best follower (§3.10).

@@ -6,8 +6,9 @@ Pure: no I/O, no clock, no randomness. It builds no messages and decides nothing
                without at each heartbeat after that. A success leads to PIPELINE.
     PIPELINE   they meet at match_index; appends go out optimistically, up to the window. A genuine
                refusal, or an election timeout without any reply, leads back to PROBE.
-    PREFIX     the follower needs batches that are compacted away. Heartbeats still go out; a
-               success at the prefix's end leads to PIPELINE.
+    PREFIX     the follower needs batches that are compacted away. Heartbeats still go out, and ask
+               where the log starts; a success there leads to PIPELINE. Who transfers the prefix,
+               and how, is not consensus' business.
 
 A refusal is believed only while it answers the present position (bug B10), and nothing is ever sent
 because a reply arrived, only because there is something to say (bug B11):
@@ -147,7 +148,7 @@ class Progress:
 
     def become_probe(self, next_index: int, *, paced: bool = False) -> None:
         """Find out anew where the logs meet; `paced` waits for the next heartbeat to ask."""
-        self._become(ProgressState.PROBE, max(next_index, self.match_index + 1))
+        self._become(ProgressState.PROBE, next_index)
         self.probe_sent = paced
 
     def become_prefix(self, next_index: int) -> None:
@@ -155,6 +156,7 @@ class Progress:
         self._become(ProgressState.PREFIX, next_index)
 
     def _become(self, state: ProgressState, next_index: int) -> None:
+        assert next_index > self.match_index, f"next {next_index}, match is {self.match_index}"
         self.state = state
         self.next_index = next_index
         self.probe_sent = False

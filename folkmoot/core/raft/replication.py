@@ -14,6 +14,10 @@ append per follower. What makes an append leave is only that there is something 
 Old batches that memory no longer has are asked for as `LogRead` effects; until they come only
 heartbeats go to that follower, so a slow disk here does not look like a dead leader there.
 
+Batches that the log no longer has are another matter: a follower that needs one is in PREFIX from
+the moment that this is known. Its heartbeats ask at the log's start, which succeeds wherever it
+stands between there and the end, by itself or by means of the prefix.
+
 Source: §3.5, §10.2.1.
 """
 
@@ -39,6 +43,7 @@ class Replication:
     - There is one `Progress` for every other member, learners too, and for nobody else.
     - Batches go to each follower in order, at most a window of them unacknowledged.
     - An append is never answered by an append: only by what the answer makes possible (bug B11).
+    - Who is not in PREFIX can be sent what comes next: next_index is in the log, or behind its end.
     """
 
     __slots__ = ("_rounds", "_state", "progress")
@@ -66,18 +71,19 @@ class Replication:
             event = MessageIgnored(sender, "AppendReply", "not of this membership")
             self._state.effects.trace.append(event)
             return None
-        log = self._state.log
-        verified = max(reply.match_index, reply.prev_index)
+        log, match = self._state.log, reply.match_index
+        verified = max(match, reply.prev_index)
         if reply.round > self._rounds.newest or verified > log.last_index:
             raise RemoteProtocolError(
                 f"append reply of node {sender}: round {reply.round} of {self._rounds.newest}, "
-                f"match index {reply.match_index} after {reply.prev_index} of {log.last_index}"
+                f"match index {match} after {reply.prev_index} of {log.last_index}"
             )
         if reply.success:
-            if reply.match_index > progress.match_index and not log.is_boundary(reply.match_index):
+            # Where batches ended before the log starts is no longer known, and no longer matters.
+            is_news = match > progress.match_index and match >= log.start_index
+            if is_news and not log.is_boundary(match):
                 raise RemoteProtocolError(
-                    f"append reply of node {sender}: match index {reply.match_index} lies inside a "
-                    "batch"
+                    f"append reply of node {sender}: match index {match} lies inside a batch"
                 )
         elif reply.prev_index < 1 or reply.conflict_index < 1:
             raise RemoteProtocolError(f"append reply of node {sender} refuses the empty log")
@@ -103,8 +109,8 @@ class Replication:
             return False
         verified = max(reply.match_index, reply.prev_index)
         before = progress.state
-        if before is ProgressState.PREFIX and verified < self._state.log.compaction_index:
-            return False  # still below what is left of the log
+        if before is not ProgressState.PIPELINE and verified < self._state.log.start_index:
+            return False  # nothing follows it in what is left of the log
         is_news = progress.matched(reply.match_index, verified)
         if before is not ProgressState.PIPELINE:
             self._trace(progress)
@@ -118,11 +124,28 @@ class Replication:
             # Where this log has that term as well, just behind its own last entry of it is better.
             own = min(log.last_of_term(reply.conflict_term) + 1, reply.prev_index)
             index = max(index, own)
+        # A late refusal may name what the follower has stored since then (bug B10).
+        index = max(index, progress.match_index + 1)
         if index < log.first_index:
             progress.become_prefix(index)
         else:
             progress.become_probe(log.batch_first(index))
         self._trace(progress)
+
+    def log_compacted(self) -> None:
+        """The log starts later: whoever must be sent what is gone needs the prefix.
+
+            1. follower F is to get 11..; they are asked of storage, or read back, or on the wire
+            2. the log is compacted up to 20, and nothing of it is left that F could be sent next
+            3. the batches of step 1 arrive, or F acknowledges 14: neither helps F beyond 20
+
+        It is said now, not when its turn comes, so what was read back can never be taken for next.
+        """
+        first_index = self._state.log.first_index
+        for progress in self.progress.values():
+            if progress.next_index < first_index and progress.state is not ProgressState.PREFIX:
+                progress.become_prefix(progress.next_index)
+                self._trace(progress)
 
     def _trace(self, progress: Progress) -> None:
         p = progress
@@ -139,9 +162,11 @@ class Replication:
     def pace(self) -> None:
         """At each heartbeat: stop pipelining to who has not answered for an election timeout."""
         silent_since = self._state.now - self._state.config.election_timeout_s
+        first_index = self._state.log.first_index
         for progress in self.progress.values():
             if progress.state is ProgressState.PIPELINE and progress.contact_at <= silent_since:
-                progress.become_probe(progress.match_index + 1, paced=True)
+                # It may have what it did not live to acknowledge, so where the log starts is asked.
+                progress.become_probe(max(progress.match_index + 1, first_index), paced=True)
                 self._trace(progress)
 
     def flush(self) -> None:
@@ -150,8 +175,17 @@ class Replication:
         for progress in self.progress.values():
             if progress.next_index <= last_index:
                 self._send_batches(progress)
-            if progress.due or (progress.wants_commit and progress.sent_commit < commit_index):
+            # What it cannot verify yet it cannot take as committed: asking would be all (bug B11).
+            news = min(commit_index, self._asks_at(progress)) if progress.wants_commit else 0
+            if progress.due or progress.sent_commit < news:
                 self._send(progress, [])
+
+    def _asks_at(self, progress: Progress) -> int:
+        """Return which index an append names as the one before it.
+
+        In PREFIX that is the one before the log: success there means that the prefix has arrived.
+        """
+        return max(progress.next_index - 1, self._state.log.start_index)
 
     def _send_batches(self, progress: Progress) -> None:
         """Send as many appends with batches as the follower's window lets through."""
@@ -173,10 +207,7 @@ class Replication:
             if batches[0].first_index == index:
                 return batches
             # A late answer has shown meanwhile that the follower has them.
-        if index < log.first_index:
-            progress.become_prefix(index)
-            self._trace(progress)
-            return ()
+        assert index >= log.first_index, f"{index} is next, the log starts at {log.first_index}"
         bytes_max = min(config.append_bytes_max, config.window_bytes - progress.inflight_bytes)
         count_max = config.window_batches - progress.inflight_batches
         found = log.batches_from(index, bytes_max, count_max)
@@ -188,8 +219,7 @@ class Replication:
 
     def _send(self, progress: Progress, batches: Sequence[Batch]) -> None:
         state = self._state
-        # In PREFIX, ask at the prefix's end: success there means that the prefix has arrived.
-        last = prev = max(progress.next_index - 1, state.log.compaction_index)
+        last = prev = self._asks_at(progress)
         commit_index = state.commit_index
         append = Append(
             state.term, prev, state.log.term_at(prev), commit_index, self._rounds.newest, batches

@@ -14,12 +14,14 @@ from random import Random
 
 from folkmoot.core.batch import FLAG_CONFIGURATION, Batch
 from folkmoot.core.config import RaftConfig
-from folkmoot.core.raft.effects import Effects, HardState
+from folkmoot.core.raft.effects import Effects, HardState, PrefixPoint
 from folkmoot.core.raft.log import LogView
-from folkmoot.core.raft.membership import Configuration, effective
+from folkmoot.core.raft.membership import Configuration, as_of, effective
 from folkmoot.core.raft.trace import (
     Committed,
+    Compacted,
     ConfigurationChanged,
+    Installed,
     LeaderChanged,
     RoleChanged,
     TermRaised,
@@ -43,7 +45,9 @@ class State:
     - The term never falls; the vote is cleared only when the term rises (bug A1, A6).
     - commit_index never falls, is a boundary of the log, and what is at or below it is never cut.
     - applied_index <= min(commit_index, durable index) (bug B9).
-    - The configuration in force is the last one in the log, committed or not (§4.1).
+    - The log starts at or below applied_index, save from an install until the prefix is restored.
+    - The configuration in force is the last one in the log, committed or not (§4.1), else `base`:
+      the last one before the log starts.
     - `now` is the newest time that was given: it never runs backwards.
     """
 
@@ -72,11 +76,16 @@ class State:
         configuration: Configuration,
         hard_state: HardState,
         log: LogView,
+        committed_index: int,
         rng: Random,
         now: float,
     ) -> None:
         assert hard_state.term >= log.last_term, (
             f"term {hard_state.term} with a log that ends in term {log.last_term} (bug A2)"
+        )
+        known = max(committed_index, log.start_index)
+        assert log.is_boundary(known), (
+            f"committed up to {known}, no boundary of a log {log.start_index}..{log.last_index}"
         )
         self.node_id = node_id
         self.config = config
@@ -89,10 +98,10 @@ class State:
         self.voted_for = hard_state.voted_for
         self.role = Role.FOLLOWER
         self.leader: NodeId | None = None
-        self.commit_index = log.compaction_index
-        self.applied_index = log.compaction_index
+        self.commit_index = self.applied_index = known
         self.effects = Effects(log.last_index)
-        self.effects.commit_told = self.commit_index
+        self.effects.commit_told = known
+        log.applied(known)
 
     # -- term, vote, role ----------------------------------------------------------------------
 
@@ -155,6 +164,28 @@ class State:
         )
         self.commit_index = index
         self.effects.trace.append(Committed(index))
+
+    def compact(self, index: int) -> None:
+        """Let go of the log up to `index`, a boundary: the compacted prefix has it."""
+        # An entry that is not in the state yet would be in no prefix that is made of the state.
+        assert index <= self.applied_index, f"start at {index}, applied is {self.applied_index}"
+        self.base = as_of(index, self.base, self.log.configuration_batches)
+        self.log.compact_to(index)
+        self.effects.trace.append(Compacted(index, self.log.start_term))
+
+    def install(self, point: PrefixPoint, configuration: Configuration) -> None:
+        """Discard the log: it starts behind `point`, with `configuration` as the base (§5.1)."""
+        # Figure 5.3, bug E3: what is committed here is never replaced by something older.
+        assert self.commit_index < point.index, (
+            f"install of {point.index}, committed is {self.commit_index}"
+        )
+        assert point.term <= self.term, f"install of term {point.term} in term {self.term}"
+        last = self.log.last_index
+        self.log.reset(point.index, point.term, point.log_time)
+        self.base, self.commit_index = configuration, point.index
+        self.effects.write_install(point)
+        self.effects.trace.append(Installed(point.index, point.term, last))
+        self._refresh_configuration()
 
     def is_up_to_date(self, last_index: int, last_term: int) -> bool:
         """Return whether a log that ends so is at least as complete as this (§3.6.1, bug A4)."""

@@ -73,6 +73,23 @@ class Truncated(TraceEvent):
 
 
 @attrs.frozen
+class Compacted(TraceEvent):
+    """The log starts behind `index` now; what came before is in the compacted prefix only."""
+
+    index: int
+    term: int
+
+
+@attrs.frozen
+class Installed(TraceEvent):
+    """The compacted prefix up to `index` replaces the log, which had ended at `last`."""
+
+    index: int
+    term: int
+    last: int
+
+
+@attrs.frozen
 class ProgressChanged(TraceEvent):
     """The leader now probes, pipelines to, or must send the prefix to `peer`."""
 

@@ -38,10 +38,12 @@ def batches(*shape: tuple[int, int], after: int = 0, time: int = 0) -> list[Batc
     return made
 
 
-def configuration_batch(configuration: Configuration, term: int, index: int) -> Batch:
+def configuration_batch(
+    configuration: Configuration, term: int, index: int, time: int = 0
+) -> Batch:
     """A batch of the one entry `index` that holds a configuration."""
     group = Group(Kind.CONFIGURATION, 1, configuration.to_payload())
-    return encode_batch(term, index, 0, [group], FLAG_CONFIGURATION)
+    return encode_batch(term, index, time, [group], FLAG_CONFIGURATION)
 
 
 def append(
