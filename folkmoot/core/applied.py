@@ -72,7 +72,8 @@ class Kept:
 
 @attrs.define
 class Ended:
-    """A session is no more: expired, closed, or unknown where it was gone when it spoke."""
+    """A session is no more: expired, closed, restored (the cluster was made anew of a backup), or
+    unknown where it was gone when it spoke."""
 
     session_id: int
     reason: str

@@ -61,6 +61,8 @@ class Kind(enum.IntEnum):
     EXPIRE_SESSION = 6
     CLOSE_SESSION = 7
     TICK = 8
+    RESTORED = 9
+    """A backup was restored into a new cluster: all sessions end, and an epoch begins."""
 
 
 @attrs.define

@@ -37,6 +37,7 @@ from folkmoot.core.errors import (
     SessionExpired,
     UsageError,
 )
+from folkmoot.core.freeze import Changes
 from folkmoot.core.requests import DIRECTORY, decode_operations, error_fields
 from folkmoot.core.resource import MachineFault
 from folkmoot.core.sessions import Session, SessionTable
@@ -44,6 +45,8 @@ from folkmoot.transport.codec import pack, unpack
 
 _ATOMS = frozenset({int, bool, type(None)})
 """Answers that are neither copied nor counted in bytes."""
+CHANGED = "published, retained, superseded or touched a deadline"
+"""What a command that is refused may not have done before."""
 
 
 class CommandRunner:
@@ -59,6 +62,7 @@ class CommandRunner:
         sessions: SessionTable,
         directory: Directory,
         deadlines: Deadlines,
+        changes: Changes,
         limits: LimitsConfig,
     ) -> None:
         self._frame = frame
@@ -66,6 +70,7 @@ class CommandRunner:
         self._sessions = sessions
         self._directory = directory
         self._deadlines = deadlines
+        self._changes = changes
         self._limits = limits
 
     def apply(self, group: Group, index: int) -> None:
@@ -79,6 +84,7 @@ class CommandRunner:
         if session is None:
             self._refuse(session_id, sequence, index, count, _gone(session_id))
             return
+        self._changes.touch_session(session)
         session.last_seen = self._context.time
         session.acknowledge(low_water, event_index, index)
         expected = session.sequence + 1
@@ -102,7 +108,7 @@ class CommandRunner:
     def _run(self, session: Session, operations: list[Any], index: int) -> None:
         """Apply the session's next commands, as far as the bounds on kept answers let them."""
         context, time, opened = self._context, self._context.time, session.opened
-        deadlines = self._deadlines
+        deadlines, changes, period = self._deadlines, self._changes, self._changes.period
         bytes_free = self._limits.session_result_bytes_max - session.result_bytes
         values: list[Any] = []
         errors: list[list[Any]] = []
@@ -120,7 +126,9 @@ class CommandRunner:
                     and len(operation) == 3
                     and (resource := opened.get(resource_id)) is not None
                 ):
-                    context.resource_id = resource_id
+                    if resource.touched < period:
+                        changes.touch_resource(resource)
+                    context.resource = resource
                     value = resource.call(context, operation[1], operation[2])
                 else:
                     value = self._reach(session, operation)
@@ -168,12 +176,13 @@ class CommandRunner:
             self._check_fence(*operation[3])
         if type(reference) is list:
             return self._open_and_do(session, reference, name, args)
-        context.resource_id = reference
         if reference == DIRECTORY:
             return directory.itself.call(context, name, args)
         resource = directory.resources.get(reference)
         if resource is None:
             raise deleted(reference)
+        self._changes.touch_resource(resource)
+        context.resource = resource
         value = resource.call(context, name, args)
         if reference not in session.opened:
             directory.mark_open(resource, session.id)
@@ -188,8 +197,11 @@ class CommandRunner:
         existing = resource is not None
         if resource is None:
             resource = directory.make(context, *reference)
-        context.resource_id = resource.id
+        else:
+            self._changes.touch_resource(resource)
+        context.resource = resource
         value = resource.call(context, name, args)
+        context.name_retained()
         if not existing:
             directory.add(resource)
         directory.mark_open(resource, session.id)
@@ -213,8 +225,8 @@ class CommandRunner:
     ) -> tuple[list[Any], int]:
         """Make the answer of an error. One who refuses has changed nothing: asserted, if seen."""
         context = self._context
-        if context.effect == context.index:
-            text = f"raised {type(error).__name__} after it had published or touched a deadline"
+        if context.index in (context.effect, context.retained):
+            text = f"raised {type(error).__name__} after it had {CHANGED}"
             raise self._fault(operation, text) from error
         code, message, data = error_fields(error)
         try:
@@ -261,15 +273,15 @@ class CommandRunner:
         )
 
     def _fault(self, operation: list[Any], error: Exception | str) -> MachineFault:
-        context = self._context
-        resource = self._directory.resources.get(context.resource_id)
-        if resource is not None:
-            where = resource.describe()
-        elif type(operation[0]) is list:  # a new one
-            where = f"{operation[0][1]} {operation[0][0]!r}"
-        else:
+        reference = operation[0]
+        if type(reference) is list:
+            where = f"{reference[1]} {reference[0]!r}"
+        elif reference == DIRECTORY:
             where = self._directory.itself.describe()
-        return fault(context.index, where, operation[1], error)
+        else:
+            resource = self._directory.resources.get(reference)
+            where = f"resource {reference}" if resource is None else resource.describe()
+        return fault(self._context.index, where, operation[1], error)
 
 
 def _operations(group: Group) -> list[Any]:

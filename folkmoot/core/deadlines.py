@@ -121,11 +121,9 @@ class Deadlines:
             for key, time in times.items()
         )
 
-    def restore(self, data: list[Any]) -> None:
-        """Take what `snapshot` gave. Called once, on an empty object."""
-        assert not self._count, f"restored over {self._count} deadlines"
-        for time, resource_id, key in data:
-            self.set(resource_id, key, time)
+    def of(self, resource_id: int) -> list[Any]:
+        """A resource's deadlines as [key, time], in order of key."""
+        return [[key, time] for key, time in sorted(self._times.get(resource_id, {}).items())]
 
     def _lives(self, item: Due) -> bool:
         times = self._times.get(item[1])

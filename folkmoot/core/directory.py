@@ -19,7 +19,7 @@ Leaving. `close` gives up what the session has in a resource, as if the session 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from folkmoot.core.config import LimitsConfig
@@ -32,13 +32,16 @@ from folkmoot.core.errors import (
     LimitExceeded,
     ResourceDeleted,
     ResourceTypeError,
+    StorageFull,
     UsageError,
 )
-from folkmoot.core.machine import Machine, Registry, command, query
+from folkmoot.core.freeze import Changes
+from folkmoot.core.machine import Machine, Operation, Registry, command, frees, query
 from folkmoot.core.requests import DIRECTORY
-from folkmoot.core.resource import MachineFault, Resource
+from folkmoot.core.resource import Resource
+from folkmoot.core.room import Shortage
 from folkmoot.core.sessions import Session, SessionTable
-from folkmoot.transport.codec import pack, unpack
+from folkmoot.transport.codec import pack
 
 LIST_MAX = 1000
 """Resources on one page of `list`."""
@@ -48,6 +51,12 @@ _Ids = list[int]
 _Names = list[str]
 _Plain = list[Any]
 _Records = list[bytes]
+
+
+class _NoRoom(CommandError):
+    """StorageFull as the answer of an entry."""
+
+    code = StorageFull.code
 
 
 class Directory(Machine):
@@ -61,7 +70,12 @@ class Directory(Machine):
     type_name = "directory"
 
     def __init__(
-        self, registry: Registry, limits: LimitsConfig, sessions: SessionTable, deadlines: Deadlines
+        self,
+        registry: Registry,
+        limits: LimitsConfig,
+        sessions: SessionTable,
+        deadlines: Deadlines,
+        changes: Changes,
     ) -> None:
         self.resources: dict[int, Resource] = {}
         self.itself = Resource(DIRECTORY, "", self.type_name, 1, {}, 0, self)
@@ -69,6 +83,7 @@ class Directory(Machine):
         self._limits = limits
         self._sessions = sessions
         self._deadlines = deadlines
+        self._changes = changes
         self._by_name: dict[str, Resource] = {}
         self._names: list[str] = []
         self._added: set[str] = set()
@@ -87,11 +102,13 @@ class Directory(Machine):
         return [resource.id, None, note]
 
     @command
+    @frees
     def close(self, context: EntryContext, ids: _Ids) -> None:
         """Leave the resources with these ids; passes over what the session has not open."""
         if not all(type(resource_id) is int for resource_id in ids):
             raise BadCommand("close: a list of resource ids is needed")
         session = self._session(context)
+        self._changes.touch_session(session)
         for resource_id in sorted(set(ids)):
             resource = session.opened.pop(resource_id, None)
             if resource is not None:
@@ -99,13 +116,23 @@ class Directory(Machine):
                 resource.sessions.discard(session.id)
 
     @command
+    @frees
     def delete(self, context: EntryContext, resource_id: int) -> None:
         """Delete a resource and all that is in it; tell the sessions that have it open."""
         resource = self.resources.get(resource_id)
         if resource is None:
             raise deleted(resource_id)
-        context.publish_for(resource_id, sorted(resource.sessions), "deleted")
+        context.publish_for(resource, sorted(resource.sessions), "deleted")
+        if resource.by_entries:
+            self._changes.ledger.deleted.append(resource_id)
         self.remove(resource)
+
+    @command
+    def no_room(
+        self, context: EntryContext, node_id: int, free_bytes: int, reserve_bytes: int
+    ) -> None:
+        """Answer for a command that was refused for want of room (see core/room.py)."""
+        raise _NoRoom(Shortage(node_id, free_bytes, reserve_bytes).message())
 
     @query
     def find(self, context: ReadContext, name: str) -> _Plain | None:
@@ -131,6 +158,25 @@ class Directory(Machine):
     def count(self, context: ReadContext) -> int:
         """Return how many resources there are."""
         return len(self.resources)
+
+    def is_freeing(self, operation: _Plain) -> bool:
+        """Say whether a command frees something.
+
+        So does, in effect, one for a resource that is gone: it changes nothing, and must hear so.
+        """
+        reference, name = operation[:2]
+        if type(reference) is list:
+            kind = self._registry.machines.get(reference[1])
+            commands: Mapping[str, Operation] = {} if kind is None else kind.commands
+        elif reference == DIRECTORY:
+            commands = self.commands
+        else:
+            resource = self.resources.get(reference)
+            if resource is None:
+                return True
+            commands = resource.commands
+        found = commands.get(name)
+        return found is not None and found.frees
 
     def resolve(
         self, name: str, type_name: str, version: int, config: Mapping[str, Any]
@@ -180,12 +226,14 @@ class Directory(Machine):
     def add(self, resource: Resource) -> None:
         """Enter a new resource."""
         assert resource.name not in self._by_name, f"{resource.name!r} is in the directory twice"
+        self._changes.add_resource(resource)
         self.resources[resource.id] = resource
         self._by_name[resource.name] = resource
         self._added.add(resource.name)
 
     def remove(self, resource: Resource) -> None:
         """Take a resource out, with its deadlines and its marks on sessions."""
+        self._changes.remove_resource(resource)
         del self.resources[resource.id]
         del self._by_name[resource.name]
         if resource.name in self._added:
@@ -198,6 +246,7 @@ class Directory(Machine):
             assert session is not None, (
                 f"{resource.describe()} is open to session {session_id}, which is gone"
             )
+            self._changes.touch_session(session)
             del session.opened[resource.id]
         resource.sessions.clear()
 
@@ -205,6 +254,7 @@ class Directory(Machine):
         """Note that a session has a resource open: it will be told when the session ends."""
         session = self._sessions.get(session_id)
         assert session is not None, f"session {session_id} opens {resource.describe()} and is gone"
+        self._changes.touch_session(session)
         session.opened[resource.id] = resource
         resource.sessions.add(session_id)
 
@@ -222,25 +272,40 @@ class Directory(Machine):
                 self.remove(resource)
 
     def snapshot(self) -> _Records:
-        """Return one record per resource, in order of id.
+        """Return the whole state of each resource, in order of id."""
+        rising = [self.resources[resource_id] for resource_id in sorted(self.resources)]
+        return [pack([*one.identity(), one.pack_state("snapshot")]) for one in rising]
 
-        A record is packed [id, name, type, version, config, creator, packed state of the machine].
+    def revive(
+        self,
+        resource_id: int,
+        name: str,
+        type_name: str,
+        version: int,
+        config: dict[str, Any],
+        creator: int,
+    ) -> Resource:
+        """Enter a resource that is restored, with an empty machine yet.
+
+        Raises UsageError where its type is not registered, or does not take its configuration.
         """
-        return [_record(self.resources[resource_id]) for resource_id in sorted(self.resources)]
-
-    def restore(self, data: Any) -> None:
-        """Take what `snapshot` gave. Raises UsageError for a type that is not registered."""
-        for record in data:
-            resource_id, name, type_name, version, config, creator, state = unpack(record)
-            try:
-                self._check_type(type_name, version)
-            except BadCommand as error:
-                raise UsageError(
-                    f"this server cannot serve resource {resource_id}: {error}"
-                ) from error
+        try:
+            self._check_type(type_name, version)
             machine = self.new_machine(type_name, config)
-            machine.restore(unpack(state))
-            self.add(Resource(resource_id, name, type_name, version, config, creator, machine))
+        except BadCommand as error:
+            raise UsageError(f"this server cannot serve resource {resource_id}: {error}") from error
+        resource = Resource(resource_id, name, type_name, version, config, creator, machine)
+        self.add(resource)
+        return resource
+
+    def trim_entry(
+        self, resource_id: int, name: str, args: _Plain, ordinals: Sequence[int]
+    ) -> tuple[str, _Plain]:
+        """Leave out of an entry what its live items do not need. May be called by any thread."""
+        resource = self.resources.get(resource_id)
+        if resource is None:
+            return name, args
+        return type(resource.machine).trim(name, args, ordinals)
 
     def _check_type(self, type_name: str, version: int) -> None:
         kind = self._registry.machines.get(type_name)
@@ -294,17 +359,3 @@ def _row(resource: Resource) -> list[Any]:
         *(resource.name, resource.id, resource.type_name, resource.version, resource.config),
         len(resource.sessions),
     ]
-
-
-def _record(resource: Resource) -> bytes:
-    try:
-        state = pack(resource.machine.snapshot())
-    except Exception as error:
-        text = f"snapshot() of {resource.describe()} failed: {type(error).__name__}: {error}"
-        raise MachineFault(text) from error
-    return pack(
-        [
-            *(resource.id, resource.name, resource.type_name, resource.version, resource.config),
-            *(resource.creator, state),
-        ]
-    )

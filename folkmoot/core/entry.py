@@ -14,9 +14,10 @@ and sessions are finite.
 from __future__ import annotations
 
 from folkmoot.core.applied import Applied, Ended
-from folkmoot.core.context import EntryContext, fault
+from folkmoot.core.context import EntryContext
 from folkmoot.core.deadlines import Deadlines
 from folkmoot.core.directory import Directory
+from folkmoot.core.freeze import Changes
 from folkmoot.core.sessions import Session, SessionTable
 
 
@@ -34,12 +35,14 @@ class EntryFrame:
         sessions: SessionTable,
         directory: Directory,
         deadlines: Deadlines,
+        changes: Changes,
     ) -> None:
         self.context = context
         self.applied = Applied()
         self._sessions = sessions
         self._directory = directory
         self._deadlines = deadlines
+        self._changes = changes
         self._fired = 0
 
     def begin(self, time: int) -> Applied:
@@ -57,11 +60,13 @@ class EntryFrame:
             return
         assert index > self._fired, f"entry {index} after deadlines fired at {self._fired}"
         self._fired = index
-        session, context.session = context.session, 0
         for due in self._deadlines.take_due(context.time):
+            resource = self._directory.resources[due[1]]
+            self._changes.touch_resource(resource)
             if self._deadlines.claim(due):
-                self._fire(due[1], due[2])
-        context.session = session
+                context.call_aside(resource, resource.machine.on_deadline, due[2])
+                if not resource.sessions:
+                    context.note_bereft(resource)
         context.effect = 0  # these were no command's
 
     def leave(self) -> None:
@@ -87,6 +92,7 @@ class EntryFrame:
     def end(self, session: Session, reason: str) -> None:
         """End a session, and tell every machine that it has open, in order of resource id."""
         context = self.context
+        self._changes.remove_session(session)
         self._sessions.remove(session)
         context.dirty.pop(session.id, None)
         context.overflowed.pop(session.id, None)
@@ -96,36 +102,21 @@ class EntryFrame:
             resource.sessions.remove(session.id)
         self.applied.ended.append(Ended(session.id, reason, context.index))
 
-    def _fire(self, resource_id: int, key: str) -> None:
-        context = self.context
-        resource = self._directory.resources[resource_id]
-        context.resource_id = resource_id
-        try:
-            resource.machine.on_deadline(context, key)
-        except Exception as error:
-            raise fault(
-                context.index, resource.describe(), f"on_deadline({key!r})", error
-            ) from error
-        if not resource.sessions:
-            context.note_bereft(resource)
-
     def _cut(self, session_id: int) -> None:
         """Drop what may be dropped of a session's events, and tell it what to look at anew."""
         context = self.context
         sources = context.overflowed.pop(session_id)
         session = self._sessions.get(session_id)
         assert session is not None, f"session {session_id} overflowed and is gone"
+        self._changes.touch_session(session)
         sources |= session.events.drop()
         for resource_id in sorted(session.opened):
             resource = session.opened[resource_id]
-            try:
-                if resource.machine.cut_subscriptions(session_id):
-                    sources.add(resource_id)
-            except Exception as error:
-                where = resource.describe()
-                raise fault(context.index, where, "cut_subscriptions", error) from error
+            if context.call_aside(resource, resource.machine.cut_subscriptions, session_id):
+                sources.add(resource_id)
         for resource_id in sorted(sources):
-            if resource_id in self._directory.resources:
-                context.publish_for(resource_id, session_id, "resync")
+            source = self._directory.resources.get(resource_id)
+            if source is not None:
+                context.publish_for(source, session_id, "resync")
         if context.over_bounds(session.events):
             self.end(session, "expired")

@@ -9,16 +9,19 @@ ONE ENTRY at log time t: first the deadlines that are due (<= t), in order of (t
 key); then the entry itself; then what it left to settle: sessions whose events overflowed are cut
 or expired, and resources that nobody needs any more are collected. All entries of a batch share t.
 
-FAULTS. A machine that raises what is no CommandError, that raises one after it has published or
-touched a deadline, or that answers what msgpack cannot carry, has a bug on every replica:
-`MachineFault`. The state is then half-changed; the server stops.
+FAULTS. A machine that raises what is no CommandError, that raises one after it has published,
+retained, superseded or touched a deadline, or that answers what msgpack cannot carry, has a bug on
+every replica: `MachineFault`. The state is then half-changed; the server stops.
+
+COMPACTION. `freeze` begins to say, for the storage, what the state is at this index, and
+`restoring` makes the state anew of what the storage kept (core/freeze.py, core/restore.py).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import Any, Self
 
 from folkmoot.core.applied import Applied, Ended, Kept, Opened, Results
 from folkmoot.core.batch import Batch, Group, Kind
@@ -35,21 +38,23 @@ from folkmoot.core.errors import (
     RemoteProtocolError,
     StorageCorrupt,
 )
+from folkmoot.core.freeze import Changes, Freeze
 from folkmoot.core.machine import Registry
+from folkmoot.core.prefix import PrefixSource
 from folkmoot.core.requests import DIRECTORY, check_operation, error_fields
 from folkmoot.core.resource import MachineFault, Resource
+from folkmoot.core.restore import Restore, encode_core
 from folkmoot.core.sessions import (
     Session,
     SessionTable,
     decode_keep_alive,
     decode_open,
+    decode_restored,
     decode_session_id,
 )
-from folkmoot.transport.codec import pack, unpack
+from folkmoot.transport.codec import pack
 
 __all__ = ["Applied", "Ended", "Kept", "MachineFault", "Multiplexer", "Opened", "Results"]
-
-SNAPSHOT_VERSION = 1
 
 
 class Multiplexer:
@@ -64,15 +69,20 @@ class Multiplexer:
     def __init__(self, registry: Registry, limits: LimitsConfig) -> None:
         self.index = 0
         self.time = 0
+        self.epoch = 0
+        """How often a backup was restored to begin the cluster anew."""
         self.sessions = SessionTable()
         self._deadlines = Deadlines()
-        self.directory = Directory(registry, limits, self.sessions, self._deadlines)
+        self._changes = Changes(self._deadlines)
+        self.directory = Directory(registry, limits, self.sessions, self._deadlines, self._changes)
         self._limits = limits
         self._read_context = ReadContext(self.sessions)
-        context = EntryContext(self.sessions, self._deadlines, limits)
-        self._frame = EntryFrame(context, self.sessions, self.directory, self._deadlines)
+        context = EntryContext(self.sessions, self._deadlines, self._changes, limits)
+        self._frame = EntryFrame(
+            context, self.sessions, self.directory, self._deadlines, self._changes
+        )
         self._commands = CommandRunner(
-            self._frame, self.sessions, self.directory, self._deadlines, limits
+            self._frame, self.sessions, self.directory, self._deadlines, self._changes, limits
         )
         self._usable = True
         self._handlers: dict[int, Callable[[Group, int], None]] = {
@@ -83,6 +93,7 @@ class Multiplexer:
             Kind.EXPIRE_SESSION: self._expire_session,
             Kind.CLOSE_SESSION: self._close_session,
             Kind.TICK: self._nothing,
+            Kind.RESTORED: self._restored,
         }
 
     def apply(self, batch: Batch) -> Applied:
@@ -159,44 +170,54 @@ class Multiplexer:
         """Return the earliest log time at which `due_sessions` would not be empty."""
         return self.sessions.next_expiry()
 
+    @property
+    def freezing(self) -> Freeze | None:
+        """The freeze that is under way, until its result is taken."""
+        return self._changes.freezing
+
+    def freeze(self) -> Freeze:
+        """Freeze the state as it is now, for the storage. One at a time.
+
+        O(1): what it serialises later, in steps, is as of now, whatever is applied meanwhile.
+        """
+        assert self._usable, "used after a fault"
+        core = encode_core(self.index, self.time, self.sessions.floor, self.epoch)
+        freeze = self._changes.freeze(self.index, self.time, core, self.directory.trim_entry)
+        self._frame.context.begin_period()
+        return freeze
+
+    @classmethod
+    def restoring(
+        cls, registry: Registry, limits: LimitsConfig, source: PrefixSource
+    ) -> Generator[int, None, Self]:
+        """Make the state that a compacted prefix holds: it goes on exactly as the old one would.
+
+        In steps, one per record and one per `Items`; yields the number of items so far. Raises
+        StorageCorrupt where bytes are no records, UsageError where a resource's type is not
+        registered, and MachineFault.
+        """
+        found = cls(registry, limits)
+        restore = Restore(found.directory, found.sessions, found._deadlines, source)
+        yield from restore.run()
+        found.index, found.time, found.epoch = restore.index, restore.time, restore.epoch
+        found._changes.begin(found.index)
+        found._frame.context.begin_period()
+        return found
+
     def snapshot(self) -> bytes:
-        """Encode the whole state: equal states, equal bytes. Raises MachineFault."""
+        """Encode the whole state, to compare servers: equal states, equal bytes.
+
+        Raises MachineFault.
+        """
         assert self._usable, "used after a fault"
         return pack(
             [
-                *(SNAPSHOT_VERSION, self.index, self.time, self.sessions.floor),
+                *(self.index, self.time, self.sessions.floor, self.epoch),
                 self.directory.snapshot(),
                 [pack(session.snapshot()) for session in self.sessions],
                 self._deadlines.snapshot(),
             ]
         )
-
-    @classmethod
-    def restore(cls, data: bytes, registry: Registry, limits: LimitsConfig) -> Multiplexer:
-        """Make the state that `snapshot` encoded: it goes on exactly as the old one would.
-
-        Raises StorageCorrupt where the bytes are no snapshot, UsageError where a resource's type is
-        not registered.
-        """
-        try:
-            version, *fields = unpack(data)
-        except (RemoteProtocolError, TypeError, ValueError) as error:
-            raise StorageCorrupt(
-                f"a snapshot of {len(data)} bytes does not decode: {error}"
-            ) from error
-        if version != SNAPSHOT_VERSION:
-            raise StorageCorrupt(
-                f"snapshot of version {version}, this program knows {SNAPSHOT_VERSION}"
-            )
-        if len(fields) != 6:
-            raise StorageCorrupt(f"a snapshot of {len(fields) + 1} fields, it must have 7")
-        found = cls(registry, limits)
-        found.index, found.time, found.sessions.floor, resources, sessions, deadlines = fields
-        found.directory.restore(resources)
-        for record in sessions:
-            found.sessions.add(Session.restore(unpack(record), found.directory.resources))
-        found._deadlines.restore(deadlines)
-        return found
 
     def digest(self) -> bytes:
         """Return the SHA-256 of the state. Equal on all servers at equal indexes."""
@@ -228,6 +249,7 @@ class Multiplexer:
             return  # nobody to answer
         session = self.sessions.by_secret(secret_hash)
         if session is not None:
+            self._changes.touch_session(session)
             session.last_seen = self.time
         elif len(self.sessions) >= self._limits.sessions_max:
             error = LimitExceeded(
@@ -237,6 +259,7 @@ class Multiplexer:
             return
         else:
             session = Session(index, secret_hash, timeout_ms, client_name, self.time, self.time)
+            self._changes.add_session(session)
             self.sessions.add(session)
         self._frame.applied.opened.append(Opened(secret_hash, session.id, session.timeout_ms, None))
 
@@ -250,6 +273,7 @@ class Multiplexer:
             if session is None:
                 self._frame.applied.ended.append(Ended(session_id, "unknown", index))
             else:
+                self._changes.touch_session(session)
                 session.last_seen = self.time
                 session.acknowledge(low_water, event_index, index)
                 self._frame.applied.kept.append(Kept(session_id, number, index))
@@ -270,6 +294,16 @@ class Multiplexer:
             self._frame.applied.ended.append(Ended(session_id, "unknown", index))
         else:
             self._frame.end(session, "closed")
+
+    def _restored(self, group: Group, index: int) -> None:
+        """Begin a new cluster's life: nobody who had a session in the old one has it here."""
+        try:
+            epoch = decode_restored(group.payload)
+        except RemoteProtocolError:
+            return
+        for session in list(self.sessions):
+            self._frame.end(session, "restored")
+        self.epoch = epoch
 
     def _named_session(self, group: Group) -> Session | None:
         try:

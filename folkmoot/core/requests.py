@@ -102,7 +102,7 @@ OPEN_SESSION    secret (16 random bytes, made by the client: repeating it opens 
 RESUME_SESSION  session id, secret, last event index received, first unanswered sequence
 SESSION         session id, timeout ms, applied index, last applied sequence
 CLOSE_SESSION   session id
-SESSION_ENDED   session id, reason ("expired", "closed", "unknown"), index (0: unknown)
+SESSION_ENDED   session id, reason ("expired", "closed", "restored", "unknown"), index (0: unknown)
 RESULTS         first sequence, index of the last, values, errors: [[offset, code, message, data],
                 ...] (nil: none)
 EVENTS          list of [index, previous event index of this session, [event bytes, ...]]; event:

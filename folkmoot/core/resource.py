@@ -12,7 +12,11 @@ from typing import Any
 import attrs
 
 from folkmoot.core.errors import BadCommand
-from folkmoot.core.machine import Context, Machine, Operation, QueryContext
+from folkmoot.core.machine import Context, Machine, Operation, QueryContext, Retention
+from folkmoot.transport.codec import pack
+
+UNTRACKED = 1 << 63
+"""A period that never begins: whoever was touched in it is not noted as changed."""
 
 
 class MachineFault(Exception):
@@ -32,6 +36,7 @@ class Resource:
     - `sessions` are those that have it open, all of them alive; each of them has it in
       `Session.opened`. A session opens a resource by its first command that succeeds, so a machine
       knows of no session that has not.
+    - `touched` is UNTRACKED where all that changes of the machine is owed to entries.
     """
 
     id: int
@@ -43,9 +48,15 @@ class Resource:
     machine: Machine = attrs.field(repr=False)
     sessions: set[int] = attrs.field(factory=set, repr=False)
     commands: Mapping[str, Operation] = attrs.field(init=False, repr=False)
+    by_entries: bool = attrs.field(init=False, repr=False)
+    """Whether the machine's retention is ENTRIES."""
+    touched: int = attrs.field(init=False, repr=False)
+    """The period (see core/freeze.py) in which it changed last."""
 
     def __attrs_post_init__(self) -> None:
         self.commands = self.machine.commands
+        self.by_entries = self.machine.retention is Retention.ENTRIES
+        self.touched = 0 if self.machine.has_record else UNTRACKED
 
     def call(self, context: Context, name: str, args: list[Any]) -> Any:
         """Apply a command. Raises BadCommand for an unknown one, and what the machine raises."""
@@ -62,6 +73,18 @@ class Resource:
             raise self._unknown(name, "query")
         operation.check(args)
         return operation.function(self.machine, context, *args)
+
+    def identity(self) -> list[Any]:
+        """Return all of it that never changes, as a record begins with it."""
+        return [self.id, self.name, self.type_name, self.version, self.config, self.creator]
+
+    def pack_state(self, method: str) -> bytes:
+        """Encode what the machine's `snapshot` or `remainder` gives. Raises MachineFault."""
+        try:
+            return pack(getattr(self.machine, method)())
+        except Exception as error:
+            text = f"{method}() of {self.describe()} failed: {type(error).__name__}: {error}"
+            raise MachineFault(text) from error
 
     def describe(self) -> str:
         """Name the resource in an error or a fault."""

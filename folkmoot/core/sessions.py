@@ -43,11 +43,13 @@ __all__ = [
     "SessionTable",
     "decode_keep_alive",
     "decode_open",
+    "decode_restored",
     "decode_session_id",
     "encode_close",
     "encode_expire",
     "encode_keep_alive",
     "encode_open",
+    "encode_restored",
 ]
 
 CLIENT_NAME_MAX = 256
@@ -62,6 +64,7 @@ class Session:
     - `low_water` <= `sequence`; the answers to all sequences between are kept, in order and without
       a gap.
     - `ended` is set in the entry that ends it; it is then in no table and on no resource.
+    - Whoever changes one touches it first (see core/freeze.py).
     """
 
     id: int
@@ -76,6 +79,8 @@ class Session:
     low_water: int = 0
     result_bytes: int = 0
     ended: bool = False
+    touched: int = attrs.field(default=0, init=False, repr=False)
+    """The period (see core/freeze.py) in which it changed last."""
     results: deque[Results] = attrs.field(factory=deque, repr=False)
     events: PendingEvents = attrs.field(factory=PendingEvents, repr=False)
     opened: dict[int, Resource] = attrs.field(factory=dict, repr=False)
@@ -314,3 +319,16 @@ def decode_session_id(payload: bytes) -> int:
     if type(fields) is not list or len(fields) != 1 or type(fields[0]) is not int:
         raise RemoteProtocolError("EXPIRE_SESSION and CLOSE_SESSION are [session id]")
     return fields[0]
+
+
+def encode_restored(epoch: int) -> Group:
+    """Make the entry with which a cluster begins that was made from a backup."""
+    return Group(Kind.RESTORED, 1, pack([epoch]))
+
+
+def decode_restored(payload: bytes) -> int:
+    """Return the epoch that begins."""
+    fields = unpack(payload)
+    if type(fields) is not list or [*map(type, fields)] != [int] or fields[0] < 0:
+        raise RemoteProtocolError("RESTORED is [epoch]")
+    return int(fields[0])

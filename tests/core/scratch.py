@@ -22,6 +22,7 @@ from folkmoot.core.sessions import (
     encode_open,
 )
 from folkmoot.transport.codec import unpack
+from tests.core.prefix_twin import PrefixTwin, finish, restore
 
 
 class Scratch(Machine):
@@ -117,6 +118,8 @@ class Scratch(Machine):
             case "clear":
                 context.clear_deadline("half")
                 raise ConditionFailed("too late")
+            case "retain":
+                context.retain()
             case "data":
                 raise ConditionFailed("with what cannot travel", {1})
         answers = {"set": {1}, "large": 1 << 64, "nan": float("nan"), "object": object()}
@@ -168,7 +171,7 @@ class Scratch(Machine):
             self._grant(context)
         context.publish(self.watchers, "left", session)
 
-    def cut_subscriptions(self, session: int) -> bool:
+    def cut_subscriptions(self, context: Context, session: int) -> bool:
         had = session in self.watchers
         self.watchers.pop(session, None)
         return had
@@ -207,7 +210,7 @@ SMALL = LimitsConfig(session_window=8, session_events_max=16, session_event_byte
 class Log:
     """A log with one server. `time` is the log time of the next batch.
 
-    - `mux` has applied all of `batches`.
+    - `mux` has applied all of `batches`, and `prefix` has all that it froze.
     """
 
     def __init__(self, limits: LimitsConfig = SMALL, registry: Registry = REGISTRY) -> None:
@@ -215,18 +218,21 @@ class Log:
         self.registry = registry
         self.mux = Multiplexer(registry, limits)
         self.batches: list[bytes] = []
+        self.prefix = PrefixTwin()
         self.time = 0
 
     def batch(self, *groups: Group) -> Applied:
         """Append one batch, and apply it."""
         batch = encode_batch(1, self.mux.index + 1, self.time, groups)
         self.batches.append(batch.data)
+        self.prefix.batch(decode_batch(batch.data))
         return self.mux.apply(decode_batch(batch.data))
 
     def restart(self) -> None:
-        """Go on with what the snapshot holds."""
+        """Go on with what the compacted prefix holds."""
         before = self.mux.digest()
-        self.mux = Multiplexer.restore(self.mux.snapshot(), self.registry, self.limits)
+        self.prefix.take(finish(self.mux.freeze()))
+        self.mux = restore(self.prefix, self.registry, self.limits)
         assert self.mux.digest() == before, "the restored state's digest differs"
 
     def replay(self) -> Multiplexer:

@@ -10,6 +10,7 @@ from folkmoot.core.config import LimitsConfig
 from folkmoot.core.deadlines import Deadlines
 from folkmoot.core.directory import LIST_MAX, Directory
 from folkmoot.core.errors import BadCommand, CommandError
+from folkmoot.core.freeze import Changes
 from folkmoot.core.resource import Resource
 from folkmoot.core.sessions import SessionTable
 from tests.core.scratch import REGISTRY, Client, Log, named
@@ -280,7 +281,8 @@ NAMES = st.text("abé\U0001f600", min_size=1, max_size=3)
 def test_listing_agrees_with_sorting_all_names(
     steps: list[tuple[str, str, str]], limit: int
 ) -> None:
-    directory = Directory(REGISTRY, LimitsConfig(), SessionTable(), Deadlines())
+    deadlines = Deadlines()
+    directory = Directory(REGISTRY, LimitsConfig(), SessionTable(), deadlines, Changes(deadlines))
     plain: dict[str, Resource] = {}
     for index, (what, name, after) in enumerate(steps, 1):
         if what == "add" and name not in plain:

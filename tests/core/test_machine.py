@@ -1,12 +1,21 @@
 """What the machine contract checks before any machine runs."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import pytest
 
 from folkmoot.core.errors import BadCommand, ConfigError, UsageError
-from folkmoot.core.machine import Context, Machine, QueryContext, Registry, command, query
+from folkmoot.core.machine import (
+    Context,
+    Machine,
+    QueryContext,
+    Registry,
+    RestoreContext,
+    Retention,
+    command,
+    query,
+)
 
 
 class Base(Machine):
@@ -128,7 +137,7 @@ def test_the_registry_names_what_is_wrong_with_a_class() -> None:
     for kinds, text in (
         ([Nameless], "Nameless has no type_name"),
         ([Base, Twin], "Twin and Base are both 'base'"),
-        ([Forgetful], r"Forgetful does not define restore\(\)"),
+        ([Forgetful], r"Forgetful \(retention STATE\) does not define restore\(\)"),
     ):
         with pytest.raises(UsageError, match=text):
             Registry.of(kinds)
@@ -139,4 +148,50 @@ def test_a_plain_machine_holds_nothing_and_is_never_idle() -> None:
     machine = Base({})
     assert not machine.holds_grant(1)
     assert not machine.idle()
-    assert not machine.cut_subscriptions(1)
+    assert not machine.cut_subscriptions(cast("Context", None), 1)
+
+
+class Owner(Machine):
+    """What a machine of ENTRIES needs, and no more."""
+
+    type_name = "owner"
+    retention = Retention.ENTRIES
+
+    def snapshot(self) -> Any: ...
+
+    def restore_item(
+        self, context: RestoreContext, name: str, args: list[Any], ordinals: Sequence[int]
+    ) -> None: ...
+
+
+def test_a_machine_has_a_record_unless_all_of_it_is_owed_to_entries() -> None:
+    class Both(Owner):
+        def remainder(self) -> Any: ...
+        def restore_remainder(self, data: Any) -> None: ...
+
+    Registry.of([Owner])
+    assert (Base.has_record, Owner.has_record, Both.has_record) == (True, False, True)
+
+
+def method(*_: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("base", "members", "text"),
+    [
+        (Owner, {"retention": "entries"}, "retention is 'entries'; it is Retention.STATE"),
+        (Owner, {"retention": Retention.STATE}, r"\(retention STATE\) does not define restore\(\)"),
+        (Base, {"retention": Retention.ENTRIES}, r"does not define restore_item\(\)"),
+        (Owner, {"restore": method}, r"defines restore\(\), which is never called with it"),
+        (Base, {"restore_item": method}, r"defines restore_item\(\), which is never called"),
+        (Base, {"trim": method}, r"defines trim\(\), which is never called"),
+        (Base, {"remainder": method}, r"defines remainder\(\), which is never called"),
+        (Owner, {"remainder": method}, r"one of remainder\(\) and restore_remainder\(\)"),
+        (Owner, {"restore_remainder": method}, r"one of remainder\(\) and restore_remainder\(\)"),
+    ],
+)
+def test_the_registry_refuses_what_does_not_fit_the_retention(
+    base: type[Machine], members: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(UsageError, match=text):
+        Registry.of([type("Wrong", (base,), {"type_name": "wrong", **members})])

@@ -11,13 +11,11 @@ import pytest
 from folkmoot.core.applied import Applied
 from folkmoot.core.batch import Group, Kind, decode_batch, encode_batch
 from folkmoot.core.config import LimitsConfig
-from folkmoot.core.errors import BadCommand, CommandError, StorageCorrupt, UsageError
-from folkmoot.core.machine import Registry
+from folkmoot.core.errors import BadCommand, CommandError, StorageCorrupt
 from folkmoot.core.multiplexer import Multiplexer
 from folkmoot.core.requests import decode_operations, encode_commands
 from folkmoot.core.sessions import encode_close, encode_open
-from folkmoot.transport.codec import pack
-from tests.core.scratch import REGISTRY, SMALL, Client, Log, Scratch, named
+from tests.core.scratch import REGISTRY, Client, Log, named
 
 SUM = named("sum")
 
@@ -235,25 +233,7 @@ def test_a_read_never_stops_a_server(how: str) -> None:
     log.tick()
 
 
-# -- snapshots ------------------------------------------------------------------------------------
-
-
-def test_an_empty_state_restores() -> None:
-    mux = Multiplexer(REGISTRY, SMALL)
-    assert Multiplexer.restore(mux.snapshot(), REGISTRY, SMALL).digest() == mux.digest()
-
-
-@pytest.mark.parametrize("data", [b"", b"\xc1", pack(3), pack([]), pack([9, 1]), pack([1, 2])])
-def test_a_snapshot_that_does_not_decode_is_refused(data: bytes) -> None:
-    with pytest.raises(StorageCorrupt):
-        Multiplexer.restore(data, REGISTRY, SMALL)
-
-
-def test_a_snapshot_with_an_unregistered_type_is_refused_naming_it() -> None:
-    log = Log()
-    log.client().open("x", "other")
-    with pytest.raises(UsageError, match="resource 2: no resource type 'other'"):
-        Multiplexer.restore(log.mux.snapshot(), Registry.of([Scratch]), SMALL)
+# -- the state as a whole -------------------------------------------------------------------------
 
 
 def test_the_digest_sees_every_part_of_the_state() -> None:

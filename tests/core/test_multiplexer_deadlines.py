@@ -49,7 +49,9 @@ def test_deadlines_agree_with_a_sorted_dict(steps: list[tuple[str, int, str, int
         assert deadlines.snapshot() == sorted([at, *name] for name, at in plain.items())
         assert len(deadlines._heap) <= 2 * len(plain) + 64
     copy = Deadlines()
-    copy.restore(deadlines.snapshot())
+    for resource_id in (3, 1, 2):
+        for key, time in deadlines.of(resource_id):
+            copy.set(resource_id, key, time)
     assert copy.snapshot() == deadlines.snapshot()
     assert copy.next() == deadlines.next()
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from folkmoot.core.commands import CHANGED
 from folkmoot.core.errors import CommandError
 from folkmoot.core.machine import Registry
 from folkmoot.core.multiplexer import MachineFault
@@ -16,9 +17,10 @@ from tests.core.scratch import SMALL, Client, Log, Other, Scratch, named
     ("how", "text"),
     [
         ("raise", "raised KeyError: 'a bug'"),
-        ("publish", "raised ConditionFailed after it had published or touched a deadline"),
-        ("deadline", "raised ConditionFailed after it had published or touched a deadline"),
-        ("clear", "raised ConditionFailed after it had published or touched a deadline"),
+        ("publish", f"raised ConditionFailed after it had {CHANGED}"),
+        ("deadline", f"raised ConditionFailed after it had {CHANGED}"),
+        ("clear", f"raised ConditionFailed after it had {CHANGED}"),
+        ("retain", "raised UsageError: retain() by a machine whose retention is STATE"),
         ("data", "raised condition_failed with data: this set cannot be encoded"),
         ("set", "raised UsageError: this set cannot be encoded"),
         ("object", "raised UsageError: this object cannot be encoded"),
@@ -54,7 +56,7 @@ class Broken(Scratch):
     def session_ended(self, context: Any, session: int) -> None:
         raise CommandFault
 
-    def cut_subscriptions(self, session: int) -> bool:
+    def cut_subscriptions(self, context: Any, session: int) -> bool:
         raise CommandFault
 
     def holds_grant(self, token: int) -> bool:

@@ -15,6 +15,7 @@ from folkmoot.core.multiplexer import Multiplexer
 from folkmoot.core.requests import encode_commands
 from folkmoot.core.sessions import encode_close, encode_expire, encode_keep_alive, encode_open
 from folkmoot.transport.codec import pack
+from tests.core.prefix_twin import PrefixTwin, finish, restore
 from tests.core.scratch import REGISTRY, named
 from tests.core.twin import Twin
 
@@ -67,6 +68,7 @@ class RandomLog(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.mux = Multiplexer(REGISTRY, LIMITS)
+        self.prefix = PrefixTwin()
         self.steady = Multiplexer(REGISTRY, LIMITS)  # the same log, never restarted
         self.twin = Twin(LIMITS)
         self.time = 0
@@ -171,6 +173,7 @@ class RandomLog(RuleBasedStateMachine):
         self.time += passing
         batch = encode_batch(1, self.mux.index + 1, self.time, self.groups)
         applied = self.mux.apply(decode_batch(batch.data))
+        self.prefix.batch(batch)
         assert self.steady.apply(decode_batch(batch.data)) == applied
         self.twin.ended = []
         expected = self.tell_twin()
@@ -247,7 +250,8 @@ class RandomLog(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        self.mux = Multiplexer.restore(self.mux.snapshot(), REGISTRY, LIMITS)
+        self.prefix.take(finish(self.mux.freeze()))
+        self.mux = restore(self.prefix, REGISTRY, LIMITS)
 
     @invariant()
     def same(self) -> None:

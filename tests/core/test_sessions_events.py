@@ -67,9 +67,10 @@ def test_a_payload_that_goes_to_many_is_encoded_once() -> None:
 
 def test_sets_of_sessions_are_published_in_order() -> None:
     log = Log()
-    for _ in range(8):
-        log.client()
+    clients = [log.client() for _ in range(8)]
+    resource = clients[0].open("sum")
     context = log.mux._frame.context
+    context.resource = log.mux.directory.resources[resource]
     log.mux._frame.begin(0)
     context.index = log.mux.index + 1
     assert list({1, 8}) == [8, 1], "the order that a small set happens to have"
@@ -145,14 +146,16 @@ def test_events_of_a_deleted_resource_are_dropped_without_a_resync() -> None:
 def test_one_entry_cannot_fill_memory_before_it_is_settled() -> None:
     log = Log(LimitsConfig(session_events_max=MAX))
     client = log.client()
+    resource = client.open("sum")
     session = log.mux.sessions.get(client.id)
     context = log.mux._frame.context
     assert session is not None
     log.mux._frame.begin(0)
-    context.index, context.resource_id = log.mux.index + 1, 7
+    context.index = log.mux.index + 1
+    context.resource = log.mux.directory.resources[resource]
     context.publish([client.id] * 1000, "x")
     assert session.events.count == MAX + 1
-    assert context.overflowed == {client.id: {7}}
+    assert context.overflowed == {client.id: {resource}}
     context.publish([client.id] * 3, "grant", keep=True)
     assert session.events.count == MAX + 4, "what may not be dropped is not"
 

@@ -86,6 +86,15 @@ class Twin:
     def clear_deadline(self, key: str) -> None:
         self.deadlines.pop((self.resource, key), None)
 
+    def retain(self, count: int = 1) -> None:
+        raise AssertionError("Scratch owns no items")
+
+    def supersede(self, index: int, ordinal: int = 0) -> None:
+        raise AssertionError("Scratch owns no items")
+
+    def supersede_all(self, indexes: Iterable[int]) -> None:
+        raise AssertionError("Scratch owns no items")
+
     def client_name(self, session: int) -> str:
         return "" if session not in self.sessions else "name"
 
@@ -266,7 +275,9 @@ class Twin:
                 session.batches.append([index, session.last, kept])
                 session.last = index
         for resource_id, resource in self.resources.items():
-            if session_id in resource.sessions and resource.machine.cut_subscriptions(session_id):
+            self.resource = resource_id
+            machine = resource.machine
+            if session_id in resource.sessions and machine.cut_subscriptions(self, session_id):
                 resources.add(resource_id)
         for resource_id in sorted(resources & set(self.resources)):
             self.resource = resource_id
