@@ -24,6 +24,7 @@ simulator and tests, step by step.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from itertools import compress
@@ -37,6 +38,7 @@ from folkmoot.core.prefix import Frozen, Ledger, RecordKey
 from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.items_output import ItemsOutput
 from folkmoot.core.storage.manifest import PrefixFileEntry
+from folkmoot.core.storage.operation_spans import OperationSpans
 from folkmoot.core.storage.prefix_file import SUBDIR, ItemsBlock, read_items
 from folkmoot.core.storage.prefix_store import ItemsFile, PrefixStore
 from folkmoot.core.storage.segment import Segment, read_records
@@ -224,15 +226,15 @@ class Compaction:
                 del block.parts[at]  # dead, or it would be among the parts
             elif living != mask:
                 block.parts[at] = bytes(living)
-                name, args = unpack(block.operations[at])
-                resource = block.resources[at]
-                block.operations[at] = self._trimmed(resource, name, args, block.parts[at])
+                resource, data = block.resources[at], block.operations[at]
+                block.operations[at] = self._trimmed(resource, data, block.parts[at])
 
-    def _trimmed(self, resource: int, name: str, args: list[Any], mask: bytes) -> bytes:
-        """Encode an operation, without what only its dead items needed."""
-        if mask and not all(mask):
-            name, args = self._frozen.trim(resource, name, args, _ordinals(mask))
-        return pack([name, args])
+    def _trimmed(self, resource: int, data: bytes, mask: bytes) -> bytes:
+        """Leave out of an operation what only its dead items needed."""
+        if all(mask):
+            return data
+        _, name, args, *_ = unpack(data)
+        return pack([resource, *self._frozen.trim(resource, name, args, _ordinals(mask))])
 
     def _copy_segment(self, segment: Segment) -> Iterator[None]:
         """Copy what lives in one segment of the log, jumping over what does not."""
@@ -282,31 +284,40 @@ class Compaction:
         """Copy the entries of a batch that live, from `live[at]` on; returns the next position."""
         first = batch.first_index
         for group in batch.groups:
-            end = first + group.count
-            if at < len(live) and live[at] < end:
+            end = bisect_left(live, first + group.count, at)
+            if at < end:
                 assert group.kind == Kind.COMMANDS, f"entry {live[at]} of kind {group.kind} lives"
                 session = COMMANDS_HEADER.unpack_from(group.payload)[0]
-                operations = unpack(group.payload[COMMANDS_HEADER.size :])
-                begun = at
-                while at < len(live) and live[at] < end:
-                    index = live[at]
-                    self._copy_entry(index, batch.log_time, session, operations[index - first])
-                    at += 1
-                    if at - begun >= STEP_COUNT:
-                        begun = at
+                spans = OperationSpans(group.payload, COMMANDS_HEADER.size)
+                for start in range(at, end, STEP_COUNT):
+                    chunk = live[start : min(start + STEP_COUNT, end)]
+                    self._copy_entries(chunk, batch.log_time, session, spans, first)
+                    if end - at > STEP_COUNT:
                         yield
-            first = end
+                at = end
+            first += group.count
         return at
 
-    def _copy_entry(self, index: int, time: int, session: int, operation: list[Any]) -> None:
-        ledger = self._frozen.ledger
-        reference, name, args = operation[:3]
-        resource = reference if type(reference) is int else ledger.named[index]
-        if resource in self._deleted:
-            return
-        mask = self._mask(index) if index in ledger.retained_many else b""
-        data = self._trimmed(resource, name, args, mask)
-        self._output.add(index, time, session, resource, data, mask)
+    def _copy_entries(
+        self, chunk: Sequence[int], time: int, session: int, spans: OperationSpans, first: int
+    ) -> None:
+        """Copy some entries of one client's frame, whose first entry is `first`."""
+        ledger, deleted = self._frozen.ledger, self._deleted
+        block = ItemsBlock.empty()
+        for index in chunk:
+            reference, data = spans.take(index - first)
+            resource = ledger.named[index] if reference is None else reference
+            if resource in deleted:
+                continue
+            if index in ledger.retained_many:
+                block.parts[len(block)] = mask = self._mask(index)
+                data = self._trimmed(resource, data, mask)
+            block.indexes.append(index)
+            block.resources.append(resource)
+            block.operations.append(data)
+        block.times = [time] * len(block)
+        block.sessions = array("Q", [session]) * len(block)
+        self._output.extend(block)
 
 
 def _merge_run(plan: list[bool], run: list[int], enough: int) -> None:

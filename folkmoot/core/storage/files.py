@@ -81,6 +81,9 @@ class Files(Protocol):
     def list(self, subdir: str = "") -> list[str]:
         """Return the names in a directory, sorted; none if there is no such directory."""
 
+    def free_bytes(self) -> int:
+        """Return how many more bytes the disk has room for. Safe in any thread."""
+
     def close(self) -> None:
         """Give up every handle and the lock."""
 
@@ -268,6 +271,14 @@ class DirectoryFiles:
             return []
         except OSError as error:
             raise _failed(f"cannot list {path}", error) from error
+
+    def free_bytes(self) -> int:
+        """Return what the file system leaves to this user; a quota may leave less."""
+        try:
+            found = os.statvfs(self.root)
+        except OSError as error:
+            raise _failed(f"cannot ask how much is free at {self.root}", error) from error
+        return found.f_bavail * found.f_frsize
 
     def close(self) -> None:
         """Close everything; the lock goes last."""

@@ -48,39 +48,13 @@ class ItemsOutput:
         self._begun: ItemsFile
         self._last_index = 0
 
-    def add(
-        self, index: int, time: int, session: int, resource: int, operation: bytes, parts: bytes
-    ) -> None:
-        """Add one entry; `parts` has a byte per ordinal where it owns several items."""
-        block = self._block
-        if not fits_behind(block, index, time):
-            self._end_block()
-            block = self._block
-        if parts:
-            block.parts[len(block)] = parts
-        block.indexes.append(index)
-        block.times.append(time)
-        block.sessions.append(session)
-        block.resources.append(resource)
-        block.operations.append(operation)
-        self._block_bytes += len(operation) + ENTRY_BYTES
-        if self._block_bytes >= BLOCK_BYTES:
-            self._end_block()
-
     def extend(self, more: ItemsBlock) -> None:
         """Add the entries of a block."""
         if not more:
             return
         if not fits_behind(self._block, more.indexes[-1], more.times[-1]):
             self._end_block()
-        block = self._block
-        count = len(block)
-        block.parts.update((count + at, mask) for at, mask in more.parts.items())
-        block.indexes.extend(more.indexes)
-        block.times.extend(more.times)
-        block.sessions.extend(more.sessions)
-        block.resources.extend(more.resources)
-        block.operations.extend(more.operations)
+        self._block.extend(more)
         self._block_bytes += sum(map(len, more.operations)) + ENTRY_BYTES * len(more)
         if self._block_bytes >= BLOCK_BYTES:
             self._end_block()

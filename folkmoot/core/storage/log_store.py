@@ -314,6 +314,10 @@ class LogStore:
             if self.wants_mark:
                 self._active.mark(self._files)
 
+    def free_bytes(self) -> int:
+        """Return how many bytes are free on the disk. Safe in any thread."""
+        return self._files.free_bytes()
+
     def status(self) -> dict[str, Any]:
         """Return what an operator wants to know, as plain data."""
         return {

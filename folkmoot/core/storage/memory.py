@@ -29,6 +29,8 @@ import attrs
 from folkmoot.core.errors import DirectoryLocked, StorageError, StorageFull
 
 _BLOCK_BYTES = 512
+UNLIMITED_BYTES = 1 << 62
+"""What is free on a disk in memory without a capacity."""
 
 
 class PowerCut(Exception):
@@ -263,6 +265,12 @@ class MemoryFiles:
         inside = (name[len(prefix) :] for name in self._names if name.startswith(prefix))
         return sorted(name for name in inside if "/" not in name)
 
+    def free_bytes(self) -> int:
+        """Return what the capacity leaves."""
+        if self.capacity_bytes is None:
+            return UNLIMITED_BYTES
+        return max(0, self.capacity_bytes - self._used_bytes())
+
     def close(self) -> None:
         """Give the lock up."""
         self._locked = False
@@ -326,10 +334,14 @@ class MemoryFiles:
 
     def _check_room(self, more_bytes: int) -> None:
         if self.capacity_bytes is not None and more_bytes > 0:
-            used = sum(inode.size_bytes for inode in self._names.values())
+            used = self._used_bytes()
             if used + more_bytes > self.capacity_bytes:
                 full = f"{used} of {self.capacity_bytes} bytes used, {more_bytes} more needed"
                 raise StorageFull(f"the disk in memory is full: {full}")
+
+    def _used_bytes(self) -> int:
+        # A copy at once: another thread may be making files.
+        return sum(inode.size_bytes for inode in list(self._names.values()))
 
     def _step(self, operation: str, name: str) -> None:
         """Count a failpoint, and fail where that was asked for."""

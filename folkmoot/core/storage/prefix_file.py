@@ -20,7 +20,8 @@ decide what is kept (`compaction`), nor which files count (`manifest`).
 - A file is written once, from its header to its end, and never changed. MANIFEST says where it ends
   and what its chain is there, so a file that is too short, too long or another one is found out.
 - Columns come first, so what lives can be judged without looking at the operations. An operation is
-  msgpack [name, arguments]; its index is base_index + offset, its log time base_time + time.
+  as the client sent it, msgpack [resource, name, arguments, perhaps a fence], or what trimming left
+  of it. Its index is base_index + offset, its log time base_time + time.
 - `parts` is msgpack [[position, bytes], ...] for entries that own several items: one byte for each
   ordinal, 1 where it lived when this was written.
 - LIVENESS, a record of the state file for each items file (its id is that file's first index), says
@@ -98,6 +99,17 @@ class ItemsBlock:
     def empty(cls) -> ItemsBlock:
         """Make one to add to."""
         return cls(array("Q"), [], array("Q"), array("Q"), [], {})
+
+    def extend(self, more: ItemsBlock) -> None:
+        """Add another block's entries."""
+        count = len(self)
+        for at, mask in more.parts.items():
+            self.parts[count + at] = mask
+        self.indexes.extend(more.indexes)
+        self.times.extend(more.times)
+        self.sessions.extend(more.sessions)
+        self.resources.extend(more.resources)
+        self.operations.extend(more.operations)
 
     def select(self, chosen: Sequence[int]) -> ItemsBlock:
         """Return the entries for which `chosen` has no 0."""

@@ -18,6 +18,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
+from typing import Any
 
 import attrs
 
@@ -200,11 +201,11 @@ class StoredPrefix:
         )
 
 
-def unpack_operations(operations: Sequence[bytes]) -> list[list[object]]:
-    """Decode many operations in one call. Raises RemoteProtocolError."""
+def unpack_operations(operations: Sequence[bytes]) -> list[list[Any]]:
+    """Decode many operations in one call, to [name, arguments] each. Raises RemoteProtocolError."""
     header = b"\xdd" + len(operations).to_bytes(4, "big")
-    found: list[list[object]] = unpack(b"".join((header, *operations)))
-    return found
+    found = unpack(b"".join((header, *operations)))
+    return [operation[1:3] for operation in found]
 
 
 class PrefixStore:
