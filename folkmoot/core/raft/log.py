@@ -55,6 +55,26 @@ class LogView:
         "start_term",
     )
 
+    start_index: int
+    """What stands before the first entry that the log still has: index, term, log time in ms."""
+    start_term: int
+    start_log_time: int
+    last_index: int
+    last_term: int
+    configuration_batches: list[Batch]
+    """The batches in the log that hold a configuration, in order. Few, and kept in memory."""
+    _ends: array[int]
+    """Last index of each batch; the position in here is the batch's POSITION."""
+    _times: array[int]
+    _run_starts: list[int]
+    """First index of each run of equal terms."""
+    _run_terms: list[int]
+    _cache: dict[int, Batch]
+    """Last index -> batch, for every position from `_cache_first` on."""
+    _cache_first: int
+    _cache_bytes: int
+    _keep_after: int
+
     def __init__(
         self,
         *,
@@ -175,18 +195,10 @@ class LogView:
         self.start_index = self.last_index = index
         self.start_term = self.last_term = term
         self.start_log_time = log_time
-        self.configuration_batches: list[Batch] = []
-        """The batches in the log that hold a configuration, in order. Few, and kept in memory."""
-        self._ends = array("Q")
-        """Last index of each batch; the position in here is the batch's POSITION."""
-        self._times = array("Q")
-        self._run_starts: list[int] = []
-        """First index of each run of equal terms."""
-        self._run_terms: list[int] = []
-        self._cache: dict[int, Batch] = {}
-        """Last index -> batch, for every position from `_cache_first` on."""
-        self._cache_first = 0
-        self._cache_bytes = 0
+        self.configuration_batches = []
+        self._ends, self._times = array("Q"), array("Q")
+        self._run_starts, self._run_terms = [], []
+        self._cache, self._cache_first, self._cache_bytes = {}, 0, 0
         self._keep_after = index
 
     def applied(self, index: int) -> None:

@@ -16,22 +16,21 @@ import attrs
 from folkmoot.core.batch import Batch, Group, Kind
 from folkmoot.core.config import RaftConfig
 from folkmoot.core.raft import (
-    AppendReply,
     Configuration,
     HardState,
     LogView,
     Message,
+    PrefixPoint,
     Raft,
     Ready,
     Role,
-    VoteReply,
-    VoteRequest,
-    Write,
     decode_message,
     encode_message,
     message_type,
 )
 from folkmoot.core.types import NodeId
+from tests.core.raft import invariants
+from tests.core.raft.disk import Disk, Prefix, Transfer
 from tests.core.raft.notation import show, show_write
 
 Link = tuple[int, int]
@@ -55,37 +54,6 @@ def command(text: str) -> Group:
 
 
 @attrs.define
-class Disk:
-    """What survives a crash, and the writes that do not yet."""
-
-    hard_state: HardState = attrs.field(factory=HardState)
-    batches: list[Batch] = attrs.field(factory=list)
-    pending: list[Write] = attrs.field(factory=list)
-    delay_s: float | None = 0.0
-    """How long a write takes; None: until the test says `durable`."""
-    due: list[tuple[float, int]] = attrs.field(factory=list)
-
-    @property
-    def last_index(self) -> int:
-        return self.batches[-1].last_index if self.batches else 0
-
-    def finish(self, number: int) -> None:
-        """Make the pending writes up to `number` durable, in order."""
-        while self.pending and self.pending[0].number <= number:
-            write = self.pending.pop(0)
-            if write.hard_state is not None:
-                assert write.hard_state.term >= self.hard_state.term
-                self.hard_state = write.hard_state
-            if write.truncate_after is not None:
-                self.batches = [b for b in self.batches if b.last_index <= write.truncate_after]
-            for batch in write.batches:
-                assert batch.first_index == self.last_index + 1
-                assert batch.term <= self.hard_state.term, "an entry before its term (bug A2)"
-                self.batches.append(batch)
-        self.due = [due for due in self.due if due[1] > number]
-
-
-@attrs.define
 class Node:
     """One server: its core, its disk, what it has applied, what its reads became."""
 
@@ -97,6 +65,14 @@ class Node:
     applied_index: int = 0
     reads: dict[int, int | None] = attrs.field(factory=dict)
     """Token -> index, None for a read that was lost."""
+
+    def unapplied(self, last_index: int) -> list[Batch]:
+        """The batches up to `last_index` that are not applied."""
+        first = self.applied_index + 1
+        batches = self.raft.log.slice(first, last_index) if first <= last_index else []
+        if batches is None:
+            batches = [b for b in self.disk.batches if first <= b.last_index <= last_index]
+        return batches
 
 
 @attrs.define(eq=False)
@@ -131,16 +107,23 @@ class Network:
         self.latency: Callable[[int, int], float] = lambda sender, receiver: 0.001
         self.fate: Callable[[Envelope], list[Envelope]] = lambda envelope: [envelope]
         """What becomes of a message that is sent: lost, repeated, late."""
+        self.transfers: list[Transfer] = []
+        self.transfer_takes: Callable[[], float] | None = None
+        """How long a leader's prefix travels to who needs it; None: a test calls `install`."""
         self.sent: dict[str, int] = {}
         """Messages sent so far, by class name."""
         self.note: Callable[[str], None] = lambda line: None
         self.leaders: dict[int, int] = {}
         self.committed: dict[int, tuple[int, str]] = {}
         """Index -> (term, what it says) of everything that any node has applied."""
+        self.commands: dict[int, str] = {}
+        """Those of them that are commands."""
         self.nodes: dict[int, Node] = {}
         for node_id in self.configuration.everyone:
             disk = Disk(
-                (hard_states or {}).get(node_id, HardState()), list((logs or {}).get(node_id, []))
+                (hard_states or {}).get(node_id, HardState()),
+                list((logs or {}).get(node_id, [])),
+                prefix=Prefix(self.configuration),
             )
             self.nodes[node_id] = Node(node_id, disk, self._boot(node_id, disk))
 
@@ -151,9 +134,16 @@ class Network:
         return Raft(
             node_id=NodeId(node_id),
             config=self.config,
-            configuration=self.configuration,
+            configuration=disk.prefix.configuration,
             hard_state=disk.hard_state,
-            log=LogView.recovered(0, 0, disk.batches, cache_bytes=self.config.cache_bytes),
+            log=LogView.recovered(
+                disk.start.index,
+                disk.start.term,
+                disk.batches,
+                start_log_time=disk.start.log_time,
+                cache_bytes=self.config.cache_bytes,
+            ),
+            committed_index=disk.prefix.point.index,
             rng=random.Random(self.rng.random()),
             now=self.now,
         )
@@ -231,12 +221,12 @@ class Network:
         """Stop at once; writes that are not durable are lost, messages on the wire are not."""
         node = self.nodes[node_id]
         node.is_up = False
-        node.disk.pending, node.disk.due = [], []
+        node.disk.crash()
 
     def restart(self, node_id: int) -> None:
         node = self.nodes[node_id]
         node.raft, node.is_up = self._boot(node_id, node.disk), True
-        node.applied, node.applied_index = [], 0
+        self._restore(node)
         self.turn(node_id)
 
     def hold_disk(self, node_id: int) -> None:
@@ -254,6 +244,47 @@ class Network:
     def release_disk(self, node_id: int) -> None:
         self.nodes[node_id].disk.delay_s = 0.0
         self.durable(node_id)
+
+    # -- the compacted prefix ------------------------------------------------------------------
+
+    def compact(self, node_id: int, start: int | None = None) -> None:
+        """Make a prefix up to what is applied, and let the log start behind `start`, a boundary."""
+        node = self.nodes[node_id]
+        log, index = node.raft.log, node.applied_index
+        point = PrefixPoint(index, log.term_at(index), log.log_time_at(index))
+        configuration = node.raft.configuration_at(index)
+        start = index if start is None else start
+        node.raft.compact(start, self.now)
+        node.disk.prefix = Prefix(configuration, point, tuple(node.applied))
+        node.disk.trim(PrefixPoint(start, log.start_term, log.start_log_time))
+        self.turn(node_id)
+
+    def install(self, node_id: int, prefix: Prefix) -> bool:
+        """Let a prefix arrive whole; return whether the node has a use for it."""
+        node = self.nodes[node_id]
+        point = prefix.point
+        if not node.is_up or not node.raft.may_install(point.index, point.term):
+            return False
+        node.disk.staged.append(prefix)
+        node.raft.install(point.index, point.term, point.log_time, prefix.configuration, self.now)
+        self.turn(node_id)
+        return True
+
+    def _transfer(self, node: Node) -> None:
+        """Send the prefix to whoever needs it, one at a time to each."""
+        if self.transfer_takes is None or not node.is_up:
+            return
+        for peer in node.raft.followers_below_log():
+            if all(transfer.receiver != peer for transfer in self.transfers):
+                at = self.now + self.transfer_takes()
+                self.transfers.append(Transfer(at, node.node_id, peer, node.disk.prefix))
+
+    def _transferred(self, transfer: Transfer) -> None:
+        self.transfers.remove(transfer)
+        if (transfer.sender, transfer.receiver) not in self.cut:
+            self.install(transfer.receiver, transfer.prefix)
+
+    # -- the wire ------------------------------------------------------------------------------
 
     def take(self, sender: int | None = None, receiver: int | None = None) -> list[Envelope]:
         """Take messages off the wire, to be lost, or put back by the test."""
@@ -309,6 +340,9 @@ class Network:
         for envelope in self.wire:
             if envelope.deliver_at < best[0]:
                 best = (envelope.deliver_at, lambda e=envelope: self._arrive(e))  # type: ignore[misc]
+        for transfer in self.transfers:
+            if transfer.deliver_at < best[0]:
+                best = (transfer.deliver_at, lambda t=transfer: self._transferred(t))  # type: ignore[misc]
         for node_id, node in self.nodes.items():
             if not node.is_up:
                 continue
@@ -332,7 +366,7 @@ class Network:
         while ready := node.raft.ready():
             self._record(node, ready)
             for peer, message in ready.messages:
-                self._check_spoken(node, peer, message)
+                invariants.check_spoken(node, peer, message)
                 self._put_on_wire(node, peer, message)
             node.disk.pending += ready.writes
             for read in ready.reads:
@@ -344,7 +378,8 @@ class Network:
                 found = [b for b in node.disk.batches if b.first_index >= wanted.first_index]
                 node.raft.log_read(wanted.peer, found[:2])
             self._write(node, ready)
-        self._check(node)
+        invariants.check_node(self, node)
+        self._transfer(node)
 
     def _write(self, node: Node, ready: Ready) -> None:
         if ready.writes and node.disk.delay_s is not None:
@@ -366,12 +401,10 @@ class Network:
     def _apply(self, node: Node, commit_index: int) -> None:
         if commit_index <= node.applied_index:
             return
-        batches = node.raft.log.slice(node.applied_index + 1, commit_index)
-        if batches is None:
-            batches = [
-                b for b in node.disk.batches if node.applied_index < b.last_index <= commit_index
-            ]
-        for batch in batches:
+        if node.applied_index < node.raft.log.start_index:
+            self._restore(node)
+            assert node.raft.log.start_index <= node.applied_index <= commit_index
+        for batch in node.unapplied(commit_index):
             for offset, group in enumerate(batch.groups):
                 text = group.payload.decode(errors="replace")
                 entry = (batch.term, text)
@@ -379,9 +412,21 @@ class Network:
                 # §3.2, state machine safety.
                 assert self.committed.setdefault(index, entry) == entry, (index, node.node_id)
                 if group.kind == Kind.COMMANDS:
+                    self.commands[index] = text
                     node.applied.append(text)
         node.applied_index = commit_index
         node.raft.applied(commit_index)
+
+    def _restore(self, node: Node) -> None:
+        """Go on from the prefix on the disk: exactly what was committed up to there."""
+        prefix = node.disk.prefix
+        node.applied, node.applied_index = list(prefix.applied), prefix.point.index
+        committed = [text for i, text in sorted(self.commands.items()) if i <= prefix.point.index]
+        assert node.applied == committed, (node.node_id, prefix)
+
+    def check_logs(self) -> None:
+        """§3.5, log matching, on all disks."""
+        invariants.check_logs([node.disk for node in self.nodes.values()])
 
     # -- what is written down ------------------------------------------------------------------
 
@@ -399,52 +444,3 @@ class Network:
             self.note(f"{node.node_id}: read {read.token} at index {read.index}")
         if ready.reads_lost:
             self.note(f"{node.node_id}: reads lost: {ready.reads_lost}")
-
-    # -- invariants ----------------------------------------------------------------------------
-
-    def _check_spoken(self, node: Node, peer: NodeId, message: Message) -> None:
-        """§3.8: what a message reveals is on disk."""
-        disk = node.disk
-        if isinstance(message, VoteRequest) and message.pre:
-            assert message.term == disk.hard_state.term + 1, (node.node_id, message)
-        elif isinstance(message, VoteReply):
-            assert message.term <= disk.hard_state.term, (node.node_id, message)
-            if message.granted and not message.pre:
-                state = disk.hard_state
-                assert state.term > message.election_term or state == HardState(
-                    message.election_term, peer
-                ), (node.node_id, message, state)
-        else:
-            assert message.term <= disk.hard_state.term, (node.node_id, message)
-        if isinstance(message, VoteRequest) and not message.pre:
-            assert disk.hard_state.term > message.term or disk.hard_state == HardState(
-                message.term, node.node_id
-            ), (node.node_id, message)
-        if isinstance(message, AppendReply) and message.success:
-            assert message.match_index <= disk.last_index, (node.node_id, message, disk.last_index)
-
-    def _check(self, node: Node) -> None:
-        raft = node.raft
-        if raft.role is Role.LEADER:
-            # §3.2, election safety and leader completeness.
-            if raft.term not in self.leaders:
-                self.leaders[raft.term] = int(node.node_id)
-                for index, (term, _) in self.committed.items():
-                    assert index <= raft.last_index, (index, raft.status())
-                    assert raft.log.term_at(index) == term, (index, term, raft.status())
-            assert self.leaders[raft.term] == node.node_id, (raft.term, node.node_id)
-        assert node.applied_index <= min(raft.commit_index, raft.durable_index)
-        assert raft.durable_index <= node.disk.last_index or not node.is_up
-
-    def check_logs(self) -> None:
-        """§3.5, log matching: equal term at an index means equal logs up to there."""
-        logs = [node.disk.batches for node in self.nodes.values()]
-        for a in logs:
-            for b in logs:
-                same = [
-                    i
-                    for i, (x, y) in enumerate(zip(a, b, strict=False))
-                    if x.term == y.term and x.first_index == y.first_index
-                ]
-                for i in range(max(same, default=-1) + 1):
-                    assert a[i].data == b[i].data, (a[i], b[i])

@@ -58,6 +58,8 @@ def show_write(write: Write) -> str:
     parts = [f"write {write.number}:"]
     if write.hard_state is not None:
         parts.append(f"term={write.hard_state.term} vote={write.hard_state.voted_for}")
+    if write.install is not None:
+        parts.append(f"install {write.install.index}/t{write.install.term}")
     if write.truncate_after is not None:
         parts.append(f"cut after {write.truncate_after}")
     parts += [f"[{b.first_index}..{b.last_index} t{b.term}]" for b in write.batches]

@@ -7,7 +7,8 @@ import pytest
 from folkmoot.core.config import RaftConfig
 from folkmoot.core.raft import HardState, Role, TimeoutNow, VoteReply, VoteRequest, Write
 from folkmoot.core.types import NodeId
-from tests.core.raft.network import Disk, Network, voters
+from tests.core.raft.disk import Disk, Prefix
+from tests.core.raft.network import Network, voters
 from tests.core.raft.single import Single, append, batches, to
 
 T = 0.5
@@ -44,7 +45,9 @@ def test_bug_a2_an_entry_never_becomes_durable_before_its_term() -> None:
     server.step(3, append(5, (4, 5), (5, 1)))
     assert [w.number for w in server.writes] == list(range(1, len(server.writes) + 1))
     for stop in range(len(server.writes) + 1):
-        disk = Disk(HardState(1), batches((1, 2)), list(server.writes))
+        disk = Disk(
+            HardState(1), batches((1, 2)), Prefix(voters(1, 2, 3)), pending=list(server.writes)
+        )
         disk.finish(stop)  # asserts it for every entry
     writes: list[Write] = [w for w in server.writes if w.hard_state is not None]
     assert all(b.term <= 1 for w in server.writes if w.number < writes[0].number for b in w.batches)

@@ -24,6 +24,7 @@ class Chaos:
         self.network = Network(count, seed=seed)
         self.network.latency = lambda a, b: self.rng.expovariate(200)
         self.network.fate = self.fate
+        self.network.transfer_takes = lambda: self.rng.expovariate(4)
         self.loss = self.rng.choice([0.0, 0.02, 0.2])
         self.repeat = self.rng.choice([0.0, 0.05, 0.3])
         self.slow_disk = self.rng.choice([0.0, 0.005, 0.2])
@@ -39,7 +40,8 @@ class Chaos:
             network.run(rng.expovariate(20))
             self.check_leases()
             acts = [self.propose, self.read, self.crash, self.cut, self.heal, self.hand_over]
-            rng.choices([*acts, self.change_disk], [10, 5, 0.5, 1, 1, 0.3, 1])[0]()
+            acts += [self.change_disk, self.compact]
+            rng.choices(acts, [10, 5, 0.5, 1, 1, 0.3, 1, 2])[0]()
             self.check_reads()
 
     def demand_progress(self) -> None:
@@ -93,6 +95,14 @@ class Chaos:
         node = self.rng.choice(list(self.network.nodes.values()))
         if node.is_up and not node.disk.pending:
             node.disk.delay_s = self.rng.choice([0.0, self.slow_disk])
+
+    def compact(self) -> None:
+        """Make a prefix on some node, and let its log start anywhere below the end of it."""
+        node = self.rng.choice(list(self.network.nodes.values()))
+        start, applied_index = node.raft.log.start_index, node.applied_index
+        if node.is_up and start < applied_index:
+            ends = [b.last_index for b in node.disk.batches if b.last_index <= applied_index]
+            self.network.compact(int(node.node_id), self.rng.choice([start, *ends]))
 
     # -- work ----------------------------------------------------------------------------------
 

@@ -17,6 +17,9 @@ tick 0.5                  let time pass, nothing is delivered; timers that are d
 disk 1 hold|release       writes wait for `durable`
 durable 1 [2]             node 1's writes (up to number 2) are on disk
 crash 1 · restart 1
+compact 1 [5]             node 1 makes a prefix of what it has applied; its log starts behind 5
+install 1->2              node 1's prefix arrives at node 2
+below 1 · reach 1         whom node 1 owes its prefix; the lowest match within reach
 lease 1 · log 1 · show    what is known
 """
 
@@ -165,14 +168,30 @@ class Player:
     def do_restart(self, node: str) -> None:
         self.network.restart(int(node))
 
+    def do_compact(self, node: str, start: str = "") -> None:
+        self.network.compact(int(node), int(start) if start else None)
+
+    def do_install(self, link: str) -> None:
+        sender, receiver = map(int, link.split("->"))
+        if not self.network.install(receiver, self.network.nodes[sender].disk.prefix):
+            self.lines.append("of no use")
+
     # -- what is known -------------------------------------------------------------------------
 
     def do_lease(self, node: str) -> None:
         valid = self.network[int(node)].lease_valid(self.network.now)
         self.lines.append("holds" if valid else "none")
 
+    def do_below(self, node: str) -> None:
+        self.lines.append(" ".join(map(str, self.network[int(node)].followers_below_log())) or "-")
+
+    def do_reach(self, node: str) -> None:
+        self.lines.append(str(self.network[int(node)].reachable_match(self.network.now)))
+
     def do_log(self, node: str) -> None:
         log = self.network[int(node)].log
+        if log.start_index:
+            self.lines.append(f"starts behind {log.start_index}/t{log.start_term}")
         terms = " ".join(
             f"{i}/t{log.term_at(i)}" for i in range(log.first_index, log.last_index + 1)
         )
