@@ -61,7 +61,7 @@ def status(replica: Replica, arguments: list[Any], now: float) -> dict[str, Any]
         "sessions": len(multiplexer.sessions),
         "resources": len(multiplexer.directory.resources),
         "connections": len(replica.front.connections),
-        "storage": replica.storage.status(),
+        "storage": {**replica.storage.status(), **replica.room.status()},
         "loop": {
             "turns": replica.counts.turns,
             "longest_turn_ms": round(replica.counts.longest_turn_s * 1000, 3),

@@ -53,9 +53,10 @@ class ClientConnection:
     """Secret hash of the session that this connection is opening."""
     reads_waiting: int = 0
     refused_from: int = 0
-    """First sequence of commands that were refused with Overloaded and have not come again (0.
-
-    None).
+    """First sequence of commands that were refused and have not come again (0: none)."""
+    resumed_at: int = 0
+    """First unanswered sequence when a session was resumed here (0: it was not). A frame whose low
+    water lies below it was made before anything was answered here: it may be a repetition.
     """
     ended_session: int = 0
     """The session that ended last on this connection: frames for it may still be under way."""

@@ -56,6 +56,10 @@ class DiskDriver:
         """Batches from the one that holds `first_index`, about `bytes_max` bytes of them."""
         return self.store.read(first_index, bytes_max)
 
+    def free_bytes(self) -> int:
+        """Bytes that are free on its disk."""
+        return self.store.free_bytes()
+
     def status(self) -> dict[str, Any]:
         """What an operator wants to know of the disk."""
         return {**self.store.status(), "sync_ewma_ms": round(self._writer.sync_ewma_s * 1000, 3)}

@@ -15,7 +15,8 @@ it took effect and this is its answer. A message names the thing, the value, and
       SessionEnded          SessionExpired, SessionClosed
       GrantLost             LockLost, LeadershipLost
       RemoteProtocolError   the peer's bytes were refused; that connection closes
-      StorageError          the server stops
+      StorageError          the server stops; StorageFull may also be the answer to a command, which
+                            was refused so that it need not
 """
 
 from __future__ import annotations
@@ -278,7 +279,12 @@ class StorageCorrupt(StorageError):
 
 
 class StorageFull(StorageError):
-    """The disk is full; nothing that was not durable has been acknowledged."""
+    """The disk is full, or so nearly full that the command was refused; it was not applied.
+
+    A command that is refused leaves everything as it was: the session lives, reads go on, and so do
+    commands that free something. The message names the server. A server that a full disk stopped
+    has acknowledged nothing that was not durable.
+    """
 
     code = "storage_full"
 

@@ -7,6 +7,8 @@ Pure: no I/O, no clock, no randomness.
     FORWARD    groups for the log (commands, openings, closings, keep-alives) from a server that
                does not lead, as they go into a batch. It carries no answer back: the forwarding
                server answers when it has applied the entry itself.
+    ROOM       a leader says whether its disk is low: on a change, to members that come up, and
+               again and again while it is (see core/room.py)
 
 Frame types 32 to 63 are the messages of consensus (core/raft/messages.py), 32 above their own
 numbers.
@@ -14,6 +16,7 @@ numbers.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection, Sequence
 
 from folkmoot.core.batch import GROUP_HEADER, Group
@@ -25,11 +28,15 @@ from folkmoot.core.raft.messages import (
     message_type,
 )
 from folkmoot.core.requests import PROTOCOL_VERSION, FrameType, decode
+from folkmoot.core.room import Shortage
 from folkmoot.core.types import NodeId
 from folkmoot.transport.frame import encode_frame
 
 FORWARD = 64
+ROOM = 65
 _CONSENSUS = 32
+_ROOM = struct.Struct("<QBQQ")
+"""Term, whether the disk is low, bytes free, bytes of the reserve (both 0 if it is not low)."""
 
 
 def encode_consensus(message: Message) -> bytes:
@@ -69,6 +76,22 @@ def decode_forward(body: bytes) -> list[Group]:
         groups.append(Group(kind, count, body[offset : offset + size_bytes]))
         offset += size_bytes
     return groups
+
+
+def encode_room(term: int, shortage: Shortage | None) -> bytes:
+    """One frame in which the leader of `term` says how its disk is."""
+    if shortage is None:
+        return encode_frame(ROOM, _ROOM.pack(term, 0, 0, 0))
+    body = _ROOM.pack(term, 1, shortage.free_bytes, shortage.reserve_bytes)
+    return encode_frame(ROOM, body)
+
+
+def decode_room(sender: NodeId, body: bytes) -> tuple[int, Shortage | None]:
+    """The term and what the sender is short of. Raises RemoteProtocolError, only that."""
+    if len(body) != _ROOM.size:
+        raise RemoteProtocolError(f"ROOM: {len(body)} bytes, {_ROOM.size} are needed")
+    term, is_low, free_bytes, reserve_bytes = _ROOM.unpack(body)
+    return term, Shortage(sender, free_bytes, reserve_bytes) if is_low else None
 
 
 def check_peer_hello(

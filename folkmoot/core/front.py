@@ -19,12 +19,12 @@ from folkmoot.core.batch import COMMANDS_HEADER, Group, Kind
 from folkmoot.core.connection import ClientConnection
 from folkmoot.core.errors import (
     BadCommand,
-    CommandError,
     FolkmootError,
     Overloaded,
     RemoteProtocolError,
+    StorageFull,
 )
-from folkmoot.core.reading import Read
+from folkmoot.core.reading import Read, evaluate
 from folkmoot.core.requests import (
     PROTOCOL_VERSION,
     SECRET_BYTES,
@@ -34,6 +34,7 @@ from folkmoot.core.requests import (
     decode_operations,
     error_fields,
 )
+from folkmoot.core.room import sift
 from folkmoot.core.sessions import Ended, Kept, Opened, Results, encode_close, encode_open
 from folkmoot.core.types import Consistency
 
@@ -179,7 +180,7 @@ class Front:
             return
         self._attach(connection, session_id)
         replica.intake.attach(session_id, min(first_sequence, session.sequence + 1))
-        connection.event_index = event_index
+        connection.event_index, connection.resumed_at = event_index, first_sequence
         connection.send(
             FrameType.SESSION,
             session_id,
@@ -207,7 +208,7 @@ class Front:
 
     def _commands(self, connection: ClientConnection, body: bytes, now: float) -> None:
         operations = decode_operations(body)
-        session_id, first, _, _ = COMMANDS_HEADER.unpack_from(body)
+        session_id, first, low_water, _ = COMMANDS_HEADER.unpack_from(body)
         if session_id != connection.session_id and session_id in self._ended_here(connection):
             return
         self._session_of(connection, session_id, "COMMANDS")
@@ -219,27 +220,33 @@ class Front:
             raise RemoteProtocolError(f"COMMANDS from sequence {first}, expected {expected}")
         if first < expected:
             raise RemoteProtocolError(f"COMMANDS from sequence {first} again, expected {expected}")
-        window = self.replica.config.limits.session_window
-        in_flight = intake.in_flight(session_id)
-        # One frame is taken however many commands it has: what a client sends again after a move
-        # may hold more than its window, the answered ones among the others.
-        is_beyond = in_flight > 0 and in_flight + len(operations) > window
-        if is_beyond or not intake.has_room(len(body)):
-            connection.refused_from = first
-            self.replica.reads.refused(connection, first)
-            connection.send(
-                FrameType.REFUSED_COMMANDS,
-                first,
-                Overloaded.code,
-                f"{intake.size_bytes} bytes of commands wait on server {self.replica.node_id}, "
-                f"{in_flight} of them this session's (limits: "
-                f"{intake.bytes_max} bytes, {window} commands a session)",
-            )
+        replica, count = self.replica, len(operations)
+        window = replica.config.limits.session_window
+        overload = intake.overload(session_id, count, len(body), window)
+        if overload is not None:
+            why = f"server {replica.node_id}: {overload}"
+            self._refuse_commands(connection, first, Overloaded.code, why)
             return
+        group = Group(Kind.COMMANDS, count, body, operations)
+        shortage = replica.shortage(now)
+        if shortage is not None:
+            is_freeing = replica.multiplexer.directory.is_freeing
+            is_new = low_water >= connection.resumed_at
+            taken = sift(group, shortage, is_freeing, is_new=is_new)
+            if taken is None:
+                self._refuse_commands(connection, first, StorageFull.code, shortage.message())
+                return
+            group = taken
         connection.refused_from = 0
-        intake.add_commands(
-            session_id, Group(Kind.COMMANDS, len(operations), body, operations), now
-        )
+        intake.add_commands(session_id, group, now)
+
+    def _refuse_commands(
+        self, connection: ClientConnection, first: int, code: str, why: str
+    ) -> None:
+        """Take nothing from sequence `first` on, until it comes again."""
+        connection.refused_from = first
+        self.replica.reads.refused(connection, first)
+        connection.send(FrameType.REFUSED_COMMANDS, first, code, why)
 
     def _ended_here(self, connection: ClientConnection) -> tuple[int, ...]:
         """The session that ended while this connection's frames for it were under way."""
@@ -366,7 +373,7 @@ class Front:
             connection.deliver(())
             connection.session_id = 0
             connection.ended_session = ended.session_id
-            connection.event_index = 0
+            connection.event_index = connection.resumed_at = 0
             connection.send(FrameType.SESSION_ENDED, ended.session_id, ended.reason, ended.index)
 
     def answer(self) -> None:
@@ -414,12 +421,12 @@ class Front:
             if read.resume is not None:
                 self._resume(read.connection, read.resume)
             else:
-                self._answer(read, *self.evaluate(read))
+                self._answer(read, *evaluate(read, multiplexer.query))
         leased, replica.reads.leased = replica.reads.leased, []
         for read in leased:
             # Evaluate first, look at the lease after: a pause between the two cannot hide (bugs:
             # etcd #20418).
-            values, errors = self.evaluate(read)
+            values, errors = evaluate(read, multiplexer.query)
             if replica.raft.lease_valid(replica.clock()):
                 self._answer(read, values, errors)
             else:
@@ -430,20 +437,6 @@ class Front:
         read.connection.send(
             FrameType.READ_RESULTS, read.request_id, self.replica.multiplexer.index, values, errors
         )
-
-    def evaluate(self, read: Read) -> tuple[list[Any], list[Any] | None]:
-        """Values and errors of a read's operations."""
-        values: list[Any] = []
-        errors: list[Any] | None = None
-        query = self.replica.multiplexer.query
-        for operation in read.operations:
-            try:
-                values.append(query(read.session_id, operation))
-            except CommandError as error:
-                errors = errors or []
-                errors.append([len(values), *error_fields(error)])
-                values.append(None)
-        return values, errors
 
 
 def hash_secret(secret: bytes) -> bytes:

@@ -98,6 +98,21 @@ class Intake:
         """Whether so many more bytes may wait."""
         return self.size_bytes + size_bytes <= self.bytes_max
 
+    def overload(self, session_id: int, count: int, size_bytes: int, window: int) -> str | None:
+        """Say which limit keeps a session's next frame out; None: it may be taken.
+
+        One frame is taken however many commands it has: what a client sends again after a move may
+        hold more than its window, the answered ones among the others.
+        """
+        in_flight = self.in_flight(session_id)
+        is_beyond = in_flight > 0 and in_flight + count > window
+        if not is_beyond and self.has_room(size_bytes):
+            return None
+        return (
+            f"{self.size_bytes} bytes of commands wait, {in_flight} of them this session's "
+            f"(limits: {self.bytes_max} bytes, {window} commands a session)"
+        )
+
     def add_commands(self, session_id: int, group: Group, now: float) -> None:
         """Take the next commands of a session."""
         session = self.sessions[session_id]

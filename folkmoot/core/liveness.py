@@ -75,6 +75,14 @@ class SignsOfLife:
         self._sent_at = now
         self._events = self._event_bytes = 0
 
+    def refused(self) -> None:
+        """Commands that went out were refused: they were no sign, and none may come of others.
+
+        Else a client whose commands are refused again and again would never send a keep-alive.
+        """
+        last = self._keep_alives[-1][1] if self._keep_alives else self.alive_at
+        self._sent_at = min(self._sent_at, max(last, self.alive_at))
+
     def number_keep_alive(self, now: float) -> int:
         """Number the keep-alive that goes out now."""
         self._number += 1

@@ -147,6 +147,8 @@ class Operation:
     allowed: tuple[frozenset[type] | None, ...]
     """Per argument the exact types that are taken; None takes any."""
     required: int
+    frees: bool = False
+    """Taken even while the disk is almost full (see `frees`)."""
     _fitting: set[tuple[type, ...]] = attrs.field(factory=set, init=False, eq=False, repr=False)
     """Types of arguments that were found to fit: the next such call is checked by one look-up."""
 
@@ -180,6 +182,16 @@ _PLAIN: frozenset[type] = frozenset({str, bytes, int, float, bool, list, dict, t
 def command(function: F) -> F:
     """Mark a method as a command: it goes through the log and may change the state."""
     function.folkmoot_operation = "command"  # type: ignore[attr-defined]
+    return function
+
+
+def frees(function: F) -> F:
+    """Mark a command that makes the state smaller, or gives something back.
+
+    It is taken while others are refused with StorageFull, so it must not be able to grow the state:
+    what it takes is for nothing, if it is called again and again.
+    """
+    function.folkmoot_frees = True  # type: ignore[attr-defined]
     return function
 
 
@@ -220,9 +232,9 @@ def _operation(owner: str, function: Callable[..., Any]) -> Operation:
             f"and an annotation for {missing}"
         )
     allowed = tuple(_allowed(owner, function.__name__, hints[name]) for name in names)
-    return Operation(
-        function.__name__, function, allowed, len(names) - len(function.__defaults__ or ())
-    )
+    required = len(names) - len(function.__defaults__ or ())
+    marked = hasattr(function, "folkmoot_frees")
+    return Operation(function.__name__, function, allowed, required, marked)
 
 
 class Retention(enum.Enum):
@@ -264,6 +276,8 @@ class Machine:
         commands, queries = dict(cls.commands), dict(cls.queries)
         for name, function in vars(cls).items():
             marked = getattr(function, "folkmoot_operation", None)
+            if marked != "command" and hasattr(function, "folkmoot_frees"):
+                raise UsageError(f"{cls.__name__}.{name} is marked @frees and is no @command")
             if marked:
                 (commands if marked == "command" else queries)[name] = _operation(
                     cls.__name__, function

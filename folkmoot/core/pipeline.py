@@ -8,6 +8,7 @@ carries it is built, and is IN FLIGHT until its answer comes. From then on it is
     issue -> outbox -> (frame: sequence assigned) -> in flight -> answered
                 |                                       |
                 +-- withdrawn: never sent               +-- given up: keeps its place, see below
+                                                        +-- refused: see `refused`
 
 A sequence once used is always consumed. So a command that its caller gives up on before it was sent
 vanishes from the outbox and never had a sequence; one given up on later stays in flight and its
@@ -101,12 +102,14 @@ class Operation:
 class Command(Operation):
     """An operation that goes through the log. `sequence` is 0 until its frame is built."""
 
-    __slots__ = ("number", "sequence", "session_id")
+    __slots__ = ("head_bytes", "number", "sequence", "session_id")
 
     def __init__(
         self, target: Target, name: str, args: tuple[Any, ...], fence: tuple[int, int] | None = None
     ) -> None:
         super().__init__(target, name, args, fence)
+        self.head_bytes = 0
+        """How much of `body` is its head; 0 until its frame is built."""
         self.number = 0
         self.sequence = 0
         self.session_id = 0
@@ -165,7 +168,9 @@ class Pipeline:
                 self.last_sequence += 1
                 command.sequence = self.last_sequence
                 command.session_id = session_id
-                command.body = command.head() + command.body
+                head = command.head()
+                command.head_bytes = len(head)
+                command.body = head + command.body
                 self.flight_bytes += len(command.body)
             self.in_flight.extend(taken)
             self._sent_at.append((first, now))
@@ -267,6 +272,21 @@ class Pipeline:
         while self._sent_at and self._sent_at[0][0] <= self.low_water:
             newest = self._sent_at.popleft()[1]
         return newest
+
+    def frame_end(self, first: int) -> int:
+        """The last sequence of the frame that began with `first`."""
+        later = (begin for begin, _ in self._sent_at if begin > first)
+        return next(later, self.last_sequence + 1) - 1
+
+    def take_back(self, commands: list[Command]) -> None:
+        """Put commands that were refused, and not for their own sake, before all that waits.
+
+        They were issued in this order, and before whatever waits. So they keep their order to it.
+        """
+        for command in commands:
+            command.body = command.body[command.head_bytes :]
+            command.head_bytes = command.sequence = 0
+        self.outbox = {command.number: command for command in commands} | self.outbox
 
     def refused(self, first: int) -> tuple[list[Command], bool]:
         """The server took nothing from `first` on; return those whose sequences are free again.

@@ -149,6 +149,14 @@ class Reads:
         self.asked.clear()
         self.queued = {query.number: query for query in again} | self.queued
 
+    def repeat_behind(self, command_number: int) -> None:
+        """Ask again what was asked behind a command that has not been taken yet after all."""
+        for request_id, queries in list(self.asked.items()):
+            if any(query.after >= command_number for query in queries):
+                del self.asked[request_id]
+                self.queued |= {query.number: query for query in queries}
+        self.queued = dict(sorted(self.queued.items()))
+
     def end(self) -> list[Query]:
         """The client is closed: return everything that has no answer."""
         self.repeat()

@@ -17,10 +17,13 @@ A sequential read waits only for what its own session has seen and done.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
+
+from folkmoot.core.errors import CommandError
+from folkmoot.core.requests import error_fields
 
 
 @attrs.define(eq=False)
@@ -37,6 +40,22 @@ class Read:
     operations: list[Any]
     resume: tuple[int, bytes, int, int] | None = None
     """Not a read but a session that wants to be resumed: it needs the log's end just the same."""
+
+
+def evaluate(
+    read: Read, query: Callable[[int, list[Any]], Any]
+) -> tuple[list[Any], list[Any] | None]:
+    """Values and errors of a read's operations, as `query` answers them."""
+    values: list[Any] = []
+    errors: list[Any] | None = None
+    for operation in read.operations:
+        try:
+            values.append(query(read.session_id, operation))
+        except CommandError as error:
+            errors = errors or []
+            errors.append([len(values), *error_fields(error)])
+            values.append(None)
+    return values, errors
 
 
 @attrs.define

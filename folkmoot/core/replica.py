@@ -30,17 +30,21 @@ from folkmoot.core.connection import ClientConnection
 from folkmoot.core.errors import Overloaded, SequenceGap
 from folkmoot.core.forwarding import (
     FORWARD,
+    ROOM,
     decode_consensus,
     decode_forward,
+    decode_room,
     encode_consensus,
     encode_forward,
+    encode_room,
 )
 from folkmoot.core.front import Front
 from folkmoot.core.intake import Intake
 from folkmoot.core.multiplexer import Applied, Multiplexer
-from folkmoot.core.raft import Raft, Ready, Write
+from folkmoot.core.raft import Raft, Ready, Role, Write
 from folkmoot.core.reading import ReadDesk
 from folkmoot.core.requests import FrameType
+from folkmoot.core.room import Room, Shortage
 from folkmoot.core.routing import Counts, Router
 from folkmoot.core.types import NodeId
 
@@ -59,6 +63,9 @@ class StoragePort(Protocol):
 
     def read(self, first_index: int, bytes_max: int) -> list[Batch]:
         """Batches from the one that holds `first_index`."""
+
+    def free_bytes(self) -> int:
+        """Bytes that are free on its disk."""
 
     def status(self) -> dict[str, Any]:
         """Plain data for operators."""
@@ -102,6 +109,7 @@ class Replica:
         self.counts = Counts()
         self.intake = Intake(config.limits.pending_bytes_max, 2 * config.raft.election_timeout_s)
         self.router = Router(config, raft, multiplexer, self.intake, self.counts)
+        self.room = Room(config.node_id, config.storage.reserve_bytes)
         self.reads = ReadDesk()
         self.front = Front(self)
         self.trace: Callable[[Any], None] = lambda event: None
@@ -124,12 +132,15 @@ class Replica:
         """Take one frame of another member. Raises RemoteProtocolError: its link must close."""
         if frame_type == FORWARD:
             self.router.take_forwarded(decode_forward(body))
+        elif frame_type == ROOM:
+            self.room.heard(*decode_room(sender, body), now)
         else:
             self.raft.step(sender, decode_consensus(frame_type, body), now)
 
     def peer_up(self, node_id: NodeId) -> None:
         """A link to a member came up: what was forwarded over the old one may be lost."""
         self.router.peer_up(node_id)
+        self.room.peer_up()
 
     def durable(self, number: int, now: float) -> None:
         """Writes up to `number` are on disk."""
@@ -155,6 +166,8 @@ class Replica:
         self.counts.turns += 1
         self.router.notice_stall(now, now - self._due)
         raft = self.raft
+        if self.room.wants_look(now):
+            self._look_at_disk(now)
         raft.tick(now)
         forward = self.router.route(now)
         if forward is not None:
@@ -168,6 +181,8 @@ class Replica:
         ready = raft.ready()
         if ready:
             self._take_effects(ready)
+        if raft.role is Role.LEADER and self.room.must_tell(raft.term):
+            self._tell_room()
         if self._outbox:
             self._flush_peers()
         if self.multiplexer.index < self._applicable:
@@ -191,13 +206,33 @@ class Replica:
         retry = self.intake.retry_at()
         if retry is not None:
             due = min(due, retry)
-        return min(due, self.router.deadline(now))
+        return min(due, self.router.deadline(now), self.room.deadline())
+
+    def shortage(self, now: float) -> Shortage | None:
+        """How the leader's disk is low, if it is: only commands that free something are taken."""
+        if self.raft.role is Role.LEADER:
+            return self.room.shortage
+        return self.room.of_leader(self.raft.leader, self.raft.term, now)
+
+    def _look_at_disk(self, now: float) -> None:
+        changed = self.room.looked(self.storage.free_bytes(), now)
+        if changed is not None:
+            self.trace(changed)
+
+    def _tell_room(self) -> None:
+        """Tell the other members how the leader's disk, this server's, is."""
+        frame = encode_room(self.raft.term, self.room.shortage)
+        for node_id in sorted(self.raft.configuration.members):
+            if node_id != self.node_id:
+                self._post(node_id, frame)
 
     def _take_effects(self, ready: Ready) -> None:
         self._applicable = ready.commit_index
         for node_id, message in ready.messages:
             self._post(node_id, encode_consensus(message))
         if ready.writes:
+            for write in ready.writes:
+                self.room.wrote(sum(len(batch.data) for batch in write.batches))
             self.storage.submit(ready.writes)
         for read in ready.log_reads:
             self.raft.log_read(read.peer, self.storage.read(read.first_index, read.bytes_max))

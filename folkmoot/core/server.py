@@ -44,6 +44,7 @@ from folkmoot.core.raft import Configuration, HardState, Raft, Role
 from folkmoot.core.raft.log import LogView
 from folkmoot.core.replica import Replica
 from folkmoot.core.requests import PROTOCOL_VERSION, FrameType, encode
+from folkmoot.core.room import RoomChanged
 from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.log_store import Identity, LogStore
 from folkmoot.core.types import NodeId
@@ -227,7 +228,8 @@ class Server:
             )
 
     def _log_trace(self, event: Any) -> None:
-        log.debug("%s", event)
+        level = logging.WARNING if isinstance(event, RoomChanged) else logging.DEBUG
+        log.log(level, "%s", event)
 
     async def _listen(self) -> list[Listener]:
         config, limits = self.config, self.config.limits

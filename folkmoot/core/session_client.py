@@ -423,7 +423,10 @@ class SessionClient:
 
     def _on_refused_commands(self, now: float, fields: list[Any]) -> None:
         first, code, message = fields
-        if self.bound and self.traffic.refused(first, code, message, self._effects):
+        if not self.bound:
+            return
+        self.signs.refused()
+        if self.traffic.refused(first, code, message, self._effects):
             # Those may be in the log from before: they keep their sequences, and come again.
             self._drop(f"refused what was sent again: {message}", now)
 

@@ -13,7 +13,13 @@ from typing import Any
 
 from folkmoot.core.config import ClientConfig
 from folkmoot.core.effects import Effects
-from folkmoot.core.errors import FolkmootError, OutcomeUnknown, SessionEnded, from_wire
+from folkmoot.core.errors import (
+    FolkmootError,
+    OutcomeUnknown,
+    SessionEnded,
+    StorageFull,
+    from_wire,
+)
 from folkmoot.core.event_chain import EventChain
 from folkmoot.core.pipeline import Command, Operation, Pipeline
 from folkmoot.core.queries import Reads
@@ -89,8 +95,19 @@ class Traffic:
         return next((error for error in found if isinstance(error, SessionEnded)), None)
 
     def refused(self, first: int, code: str, message: str, effects: Effects) -> bool:
-        """Take a REFUSED_COMMANDS frame; tell whether some of it must be sent again."""
+        """Take a REFUSED_COMMANDS frame; tell whether some of it must be sent again.
+
+        Where the disk is full, that is said of one frame. What was sent behind it was not looked
+        at, and some of it may well be taken (a release, a delete): it is sent again, in its place.
+        """
+        end = self.pipeline.frame_end(first)
         freed, again = self.pipeline.refused(first)
+        if code == StorageFull.code:
+            behind = [command for command in freed if command.sequence > end]
+            freed = freed[: len(freed) - len(behind)]
+            if behind:
+                self.reads.repeat_behind(behind[0].number)
+                self.pipeline.take_back(behind)
         for command in freed:
             finish(command, from_wire(code, message), effects)
         return again

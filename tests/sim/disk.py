@@ -86,6 +86,10 @@ class SimDisk:
         self.member.world.trace.count("log reads")
         return self.store.read(first_index, bytes_max)
 
+    def free_bytes(self) -> int:
+        """Bytes that are free on its disk."""
+        return self.store.free_bytes()
+
     def status(self) -> dict[str, Any]:
         """Plain data for operators."""
         return self.store.status()
