@@ -44,12 +44,16 @@ from folkmoot.core.batch import Batch
 from folkmoot.core.config import StorageConfig
 from folkmoot.core.errors import StorageError
 from folkmoot.core.prefix import Frozen
+from folkmoot.core.storage.archive import Archive
 from folkmoot.core.storage.compaction import Compaction, merged
+from folkmoot.core.storage.counters import Counters
 from folkmoot.core.storage.fail_stop import FailStop
 from folkmoot.core.storage.files import Files, without_sync
 from folkmoot.core.storage.hard_state import HardState
+from folkmoot.core.storage.incoming import Incoming
 from folkmoot.core.storage.log_reading import read_batches
 from folkmoot.core.storage.manifest import Manifest, Point, SegmentEntry, replace_manifest
+from folkmoot.core.storage.next_segment import NextSegment
 from folkmoot.core.storage.prefix_store import PrefixStore
 from folkmoot.core.storage.recovery import Identity, Recovered, open_directory, start_segment
 from folkmoot.core.storage.segment import (
@@ -57,29 +61,13 @@ from folkmoot.core.storage.segment import (
     RECORD_BYTES,
     SUBDIR,
     Segment,
-    segment_name,
 )
-from folkmoot.core.storage.writes import HardStateLike, WriteLike
+from folkmoot.core.storage.writes import HardStateLike, PointLike, WriteLike
 from folkmoot.core.types import NodeId
 
 __all__ = ["HardState", "Identity", "LogStore", "Recovered", "WriteLike"]
 
 _BULK_BYTES = 1 << 20
-_PREPARE_BYTES = 1 << 20
-"""One step of preallocating the next segment: some milliseconds between two commits."""
-
-
-@attrs.define
-class Counters:
-    """What the storage did since it was opened. For measurements and status."""
-
-    log_syncs: int = 0
-    hard_state_changes: int = 0
-    log_writes: int = 0
-    bytes_written: int = 0
-    segments_started: int = 0
-    truncations: int = 0
-    compactions: int = 0
 
 
 class LogStore:
@@ -103,8 +91,9 @@ class LogStore:
         self._hard_state = opened.hard_state
         self._segments = opened.segments
         self.prefix = PrefixStore(files, opened.manifest)
-        self._next_id = max(one.segment_id for one in opened.segments) + 1
-        self._prepared_bytes = -1  # of the next segment's file; -1: there is none yet
+        self.incoming = Incoming(files)
+        highest = max(one.segment_id for one in opened.segments)
+        self._next = NextSegment(files, highest + 1, config.segment_bytes)
         self._guard = FailStop()
         self._dirty = False
         self._written_number = 0
@@ -179,6 +168,8 @@ class LogStore:
                 self._change_hard_state(states)
             for one in writes:
                 assert one.number > self._written_number, f"{one.number} {self._written_number}"
+                if one.install is not None:
+                    self._install_received(one.install)
                 if one.truncate_after is not None:
                     self._truncate_after(one.truncate_after)
                 if one.batches:
@@ -262,6 +253,11 @@ class LogStore:
             self.prefix.replace(compaction.entries, compaction.items_files)
             self.counters.compactions += 1
 
+    def archive(self) -> Archive | None:
+        """Pin the prefix for somebody who reads it; None where there is none yet."""
+        manifest = self._manifest
+        return Archive(self._files, self.prefix, manifest) if manifest.files else None
+
     def trim(self, index: int) -> None:
         """Give up the segments that end at or before `index`: the prefix speaks for them."""
         with self._guard:
@@ -286,9 +282,7 @@ class LogStore:
     @property
     def wants_prepare(self) -> bool:
         """Say whether `prepare` has something to do: the active segment is half full."""
-        target = self._config.segment_bytes
-        half_full = self._active.end * 2 > self._active.capacity
-        return half_full and self._prepared_bytes < target
+        return self._active.end * 2 > self._active.capacity and not self._next.is_ready
 
     def prepare(self) -> None:
         """Do one step of preallocating the next segment, so that sealing need not wait.
@@ -297,7 +291,7 @@ class LogStore:
         removes.
         """
         with self._guard:
-            self._prepare_step()
+            self._next.step()
 
     @property
     def wants_mark(self) -> bool:
@@ -325,15 +319,12 @@ class LogStore:
             "first_index": self.start.index + 1,
             "last_index": self.last_index,
             "durable_index": self.durable_index,
-            "compaction_index": self.compaction.index,
             "term": self.hard_state.term,
             "voted_for": self.hard_state.voted_for,
             "segments": len(self._segments),
             "size_bytes": self.size_bytes,
-            "prefix_files": len(self.prefix.entries),
-            "prefix_bytes": self.prefix.size_bytes,
-            "live_entries": self.prefix.live_count,
-            "live_bytes": self.prefix.live_bytes,
+            "compaction_index": self.compaction.index,
+            **self.prefix.status(),
             "failure": str(self._guard.failure or ""),
             "recovered": attrs.asdict(self.recovered),
             "counters": attrs.asdict(self.counters),
@@ -416,12 +407,18 @@ class LogStore:
         self._sync_active()
         self.durable_index = self._active.last_index
 
-    def _start_segment(self, keep: Sequence[Segment], needed: int) -> None:
-        """Make `keep`, all sealed, and a new segment the log. The MANIFEST decides."""
+    def _start_segment(
+        self, keep: Sequence[Segment], needed: int, manifest: Manifest | None = None
+    ) -> None:
+        """Make `keep`, all sealed, and a new segment the log. The MANIFEST decides.
+
+        `manifest` is what it is to say otherwise: as now, unless given.
+        """
+        manifest = manifest or self._manifest
         previous = keep[-1] if keep else None
-        before = previous.point if previous else self._manifest.start
-        entry = SegmentEntry(self._next_id, before.index + 1)
-        allocated = self._prepared_bytes >= 0
+        before = previous.point if previous else manifest.start
+        entry = SegmentEntry(self._next.segment_id, before.index + 1)
+        allocated = self._next.made_bytes >= 0
         new = Segment(
             entry,
             previous.segment_id if previous else 0,
@@ -433,10 +430,9 @@ class LogStore:
         )
         start_segment(self._files, new, allocated=allocated)
         sealed = tuple(one.entry(sealed=True) for one in keep)
-        self._replace_manifest(attrs.evolve(self._manifest, segments=(*sealed, entry)))
+        self._replace_manifest(attrs.evolve(manifest, segments=(*sealed, entry)))
         self._segments = [*keep, new]
-        self._next_id += 1
-        self._prepared_bytes = -1
+        self._next.taken()
         self.counters.segments_started += 1
 
     def _replace_manifest(self, replacement: Manifest) -> None:
@@ -447,6 +443,27 @@ class LogStore:
         """Give the space behind a sealed segment's end back, and its handle."""
         self._files.truncate(sealed.name, sealed.end)
         self._files.release(sealed.name)
+
+    def _install_received(self, point: PointLike) -> None:
+        """Give the log up for the prefix that was received (§5.1). The MANIFEST decides."""
+        self._flush()
+        source, table = self.incoming.source, self.incoming.table
+        assert source is not None, f"install of {point} before it was read back"
+        assert table is not None, f"install of {point} with nothing received"
+        at = Point(point.index, point.term, point.log_time)
+        assert table.point == at, f"install of {at}, received was {table.point}"
+        dropped = self._segments
+        entries = self.incoming.move(self.prefix)
+        manifest = attrs.evolve(
+            self._manifest, compaction=at, start=at, files=tuple(entries), epoch=table.epoch
+        )
+        self._dirty = False
+        self._start_segment((), 0, manifest)
+        self.prefix.replace(entries, source.items_files)
+        self.incoming.discard()
+        for one in reversed(dropped):
+            self._files.unlink(one.name)
+        self._files.sync_dir(SUBDIR)
 
     def _truncate_after(self, index: int) -> None:
         """Cut everything above `index`, which must end a batch."""
@@ -472,18 +489,6 @@ class LogStore:
         if keep:
             self._shear(keep[-1])
         self.counters.truncations += 1
-
-    def _prepare_step(self) -> None:
-        name, target = segment_name(self._next_id), self._config.segment_bytes
-        if self._prepared_bytes < 0:
-            self._files.create(name)
-            self._files.sync_dir(SUBDIR)
-            self._prepared_bytes = 0
-        if self._prepared_bytes < target:
-            size_bytes = min(self._prepared_bytes + _PREPARE_BYTES, target)
-            self._files.extend(name, size_bytes)
-            self._files.sync(name)
-            self._prepared_bytes = size_bytes
 
 
 def _last_index(segment: Segment) -> int:

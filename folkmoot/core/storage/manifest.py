@@ -115,7 +115,7 @@ class Manifest:
 
     def check(self) -> str:
         """Return what is wrong with it; empty if nothing."""
-        return self._check_segments() or self._check_files()
+        return self._check_segments() or self.check_files()
 
     def _check_segments(self) -> str:
         if not self.segments:
@@ -135,7 +135,8 @@ class Manifest:
             return f"the last segment {self.segments[-1]} is sealed"
         return ""
 
-    def _check_files(self) -> str:
+    def check_files(self) -> str:
+        """Return what is wrong with the prefix and its files; empty if nothing."""
         index = self.compaction.index
         if self.start.index > index:
             return f"the log starts behind {self.start.index}, the prefix ends at {index}"

@@ -333,33 +333,64 @@ def read_blocks(
     Raises StorageCorrupt naming file and offset. Reads about a mebibyte at a time.
     """
     where = files.describe(name)
-    header = read_header(files, name)
-    if (header.kind, header.first_index) != (entry.kind, entry.first_index):
-        found = f"{header.kind.name} from index {header.first_index}"
-        raise corrupt(where, 0, f"it holds {found}; MANIFEST says {entry}")
     size_bytes = files.size(name)
     if size_bytes != entry.end:
         raise corrupt(where, min(size_bytes, entry.end), f"{size_bytes} bytes, not {entry.end}")
+    chain, offset = 0, 0
+    for found in _walk(files, name, entry):
+        if isinstance(found, str):
+            raise corrupt(where, offset, found)
+        offset, chain, block = found
+        if block is not None:
+            yield block
+    if (chain, offset) != (entry.chain, entry.end):
+        raise corrupt(where, offset, f"it ends with chain {chain:08x}, MANIFEST says {entry}")
+
+
+def verified_bytes(files: Files, name: str, entry: PrefixFileEntry) -> int:
+    """Return how long the part of a file is, from its beginning, that verifies.
+
+    A whole file that does not end as `entry` says counts as nothing.
+    """
+    offset = chain = 0
+    for found in _walk(files, name, entry):
+        if isinstance(found, str):
+            break
+        offset, chain, _ = found
+    return offset if offset < entry.end or chain == entry.chain else 0
+
+
+def _walk(
+    files: Files, name: str, entry: PrefixFileEntry
+) -> Iterator[tuple[int, int, tuple[int, int, bytes] | None] | str]:
+    """Yield (end, chain there, block) of the header (no block) and of each record behind it.
+
+    Ends where the file is to end, or with the reason why the next record does not verify.
+    """
+    header = read_header(files, name)
+    if (header.kind, header.first_index) != (entry.kind, entry.first_index):
+        yield f"it holds {header.kind.name} from index {header.first_index}, not {entry}"
+        return
     window = _Window(files, name)
     chain, offset = header.tag, HEADER_BYTES
+    yield offset, chain, None
     while offset < entry.end:
         at = window.at(offset, RECORD_BYTES + _CRC_FROM)
         record = decode_record(window.data, at, header.tag)
         if isinstance(record, str):
-            raise corrupt(where, offset, record)
+            yield record
+            return
         block_bytes, previous, _, check = record
-        if previous != chain:
-            why = f"chained to {previous:08x}, the record before is {chain:08x}"
-            raise corrupt(where, offset, why)
         at = window.at(offset, RECORD_BYTES + block_bytes) + RECORD_BYTES
         block = _decode_block(window.data[at : at + block_bytes], block_bytes)
+        if previous != chain:
+            block = f"chained to {previous:08x}, the record before is {chain:08x}"
         if isinstance(block, str):
-            raise corrupt(where, offset, block)
-        yield block
+            yield block
+            return
         chain = check
         offset += RECORD_BYTES + block_bytes
-    if chain != entry.chain or offset != entry.end:
-        raise corrupt(where, offset, f"it ends with chain {chain:08x}, MANIFEST says {entry}")
+        yield offset, chain, block
 
 
 def _decode_block(data: bytes, size_bytes: int) -> tuple[int, int, bytes] | str:

@@ -120,9 +120,13 @@ class StoredPrefix:
     Every byte of every file is verified on the way; what is read builds the `ItemsFile`s, too.
     """
 
-    def __init__(self, files: Files, entries: Sequence[PrefixFileEntry]) -> None:
+    def __init__(
+        self, files: Files, entries: Sequence[PrefixFileEntry], names: Sequence[str] = ()
+    ) -> None:
+        """The state file is first; `names` says where the files lie if not in `prefix/`."""
         self._files = files
         self._state, *items = entries
+        self._names = dict(zip(entries, names or _names(entries), strict=True))
         self._by_first = {entry.first_index: ItemsFile(entry) for entry in items}
         self.items_files = list(self._by_first.values())
         """Complete once `items` is exhausted."""
@@ -131,7 +135,7 @@ class StoredPrefix:
 
     def records(self) -> Iterator[Record]:
         """Yield the records of the state file, but for the liveness and the configuration."""
-        name = file_name(self._state.kind, self._state.file_id)
+        name = self._names[self._state]
         missing = set(self._by_first)
         for block in read_records(self._files, name, self._state):
             for kind, key, data in block:
@@ -156,14 +160,14 @@ class StoredPrefix:
     def items(self) -> Iterator[Items]:
         """Yield what lives, block by block."""
         for one in self.items_files:
-            position = 0
-            for block in read_items(self._files, one.name, one.entry):
+            name, position = self._names[one.entry], 0
+            for block in read_items(self._files, name, one.entry):
                 if position + len(block) > len(one.alive):
-                    raise self._corrupt(one.name, f"more entries than the {len(one.alive)} known")
+                    raise self._corrupt(name, f"more entries than the {len(one.alive)} known")
                 yield self._live(one, block, position)
                 position += len(block)
             if position != len(one.alive):
-                raise self._corrupt(one.name, f"{position} entries of {len(one.alive)}")
+                raise self._corrupt(name, f"{position} entries of {len(one.alive)}")
 
     def _live(self, one: ItemsFile, block: ItemsBlock, position: int) -> Items:
         count = len(block)
@@ -190,7 +194,8 @@ class StoredPrefix:
         try:
             operations = unpack_operations(block.operations)
         except RemoteProtocolError as error:
-            raise self._corrupt(one.name, f"operations from {block.indexes[0]}: {error}") from error
+            name = self._names[one.entry]
+            raise self._corrupt(name, f"operations from {block.indexes[0]}: {error}") from error
         found = {at: (ONE if live == [0] else live) for at, live in ordinals.items()}
         return Items(block.indexes, block.times, block.sessions, block.resources, operations, found)
 
@@ -282,14 +287,18 @@ class PrefixStore:
         return sum(entry.end for entry in self.entries)
 
     @property
-    def live_bytes(self) -> int:
-        """Bytes of the operations that live."""
-        return sum(one.live_bytes for one in self.items_files)
+    def state_bytes(self) -> int:
+        """Bytes of the state file, which each compaction writes anew."""
+        return self.entries[0].end if self.entries else 0
 
-    @property
-    def live_count(self) -> int:
-        """Entries that live."""
-        return sum(one.live_count for one in self.items_files)
+    def status(self) -> dict[str, int]:
+        """Return what an operator wants to know: sizes in bytes."""
+        return {
+            "prefix_files": len(self.entries),
+            "prefix_bytes": self.size_bytes,
+            "live_entries": sum(one.live_count for one in self.items_files),
+            "live_bytes": sum(one.live_bytes for one in self.items_files),
+        }
 
 
 def _names(entries: Iterable[PrefixFileEntry]) -> list[str]:

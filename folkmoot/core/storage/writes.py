@@ -24,6 +24,22 @@ class HardStateLike(Protocol):
         """Who got the vote in it."""
 
 
+class PointLike(Protocol):
+    """A place in the log."""
+
+    @property
+    def index(self) -> int:
+        """An entry's index."""
+
+    @property
+    def term(self) -> int:
+        """Its term."""
+
+    @property
+    def log_time(self) -> int:
+        """Its log time."""
+
+
 class WriteLike(Protocol):
     """One write of consensus: in this order, all of it or a part that was never acknowledged."""
 
@@ -34,6 +50,10 @@ class WriteLike(Protocol):
     @property
     def hard_state(self) -> HardStateLike | None:
         """A new term or vote, or None."""
+
+    @property
+    def install(self) -> PointLike | None:
+        """Give the whole log up for the prefix that was received, which ends here; or None."""
 
     @property
     def truncate_after(self) -> int | None:

@@ -10,6 +10,7 @@ from folkmoot.core.batch import Batch, Group, Kind, encode_batch
 from folkmoot.core.config import StorageConfig
 from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.log_store import HardState, Identity, LogStore
+from folkmoot.core.storage.manifest import Point
 from folkmoot.core.types import NodeId
 
 SMALL = StorageConfig(segment_bytes=4096)
@@ -22,6 +23,7 @@ class Write:
     hard_state: HardState | None = None
     truncate_after: int | None = None
     batches: Sequence[Batch] = ()
+    install: Point | None = None
 
 
 def batch(index: int, term: int = 1, *, count: int = 1, size_bytes: int = 20) -> Batch:

@@ -1,0 +1,150 @@
+"""An archive: a compacted prefix as a table of files and their bytes, for a follower or a backup.
+
+What it is: the one form in which a prefix leaves a server. A table says which files there are, how
+long they are and what their chain is at the end; the bytes are those of the files, read in any
+order. What it is not: a copy. The files stay where they are, pinned until the archive is closed.
+
+The id of an archive is a hash of its table, which names every file by who made it, its number
+there, its size and its chain. So equal ids mean equal bytes, and a file with the same line in two
+tables need not be sent again.
+
+Who drives it: the server that sends a prefix, and `folkmoot snapshot`. `read` is safe in any
+thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from folkmoot.core.errors import RemoteProtocolError
+from folkmoot.core.storage.files import Files
+from folkmoot.core.storage.manifest import FileKind, Manifest, Point, PrefixFileEntry
+from folkmoot.core.storage.prefix_file import file_name, read_header
+from folkmoot.core.storage.prefix_store import PrefixStore
+from folkmoot.transport.codec import pack, unpack
+
+FILES_MAX = 1 << 16
+"""More files than this in one table are refused when it is decoded."""
+
+
+@attrs.frozen
+class ArchiveFile:
+    """One file, by the name that it has everywhere."""
+
+    origin: int
+    """The node that made it."""
+    entry: PrefixFileEntry
+    """Its `file_id` is the origin's."""
+
+    def encode(self) -> list[int]:
+        """Return plain data."""
+        return [self.origin, *map(int, attrs.astuple(self.entry))]
+
+    @classmethod
+    def decode(cls, fields: Sequence[int]) -> ArchiveFile:
+        """Rebuild from `encode`'s data. Raises ValueError."""
+        origin, kind, *rest = fields
+        if len(rest) != 5 or not all(type(field) is int and field >= 0 for field in fields):
+            raise ValueError(f"{fields} does not describe a file")
+        return cls(origin, PrefixFileEntry(FileKind(kind), *rest))
+
+
+@attrs.frozen
+class ArchiveTable:
+    """What an archive holds.
+
+    - The state file is first, then the items files in order of index: as in MANIFEST.
+    """
+
+    cluster_id: bytes
+    epoch: int
+    point: Point
+    files: tuple[ArchiveFile, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(one.entry.end for one in self.files)
+
+    def encode(self) -> bytes:
+        """Return its bytes, from which `archive_id` is made."""
+        point = list(attrs.astuple(self.point))
+        return pack([self.cluster_id, self.epoch, point, [one.encode() for one in self.files]])
+
+    @classmethod
+    def decode(cls, data: bytes) -> ArchiveTable:
+        """Rebuild it. Raises RemoteProtocolError for bytes that are no table."""
+        fields: Any = unpack(data)
+        try:
+            cluster_id, epoch, point, files = fields
+            index, term, log_time = point
+            if len(cluster_id) != 16 or len(files) > FILES_MAX:
+                raise ValueError(f"cluster id {cluster_id!r}, {len(files)} files")
+            table = cls(
+                cluster_id,
+                epoch,
+                Point(index, term, log_time),
+                tuple(ArchiveFile.decode(one) for one in files),
+            )
+            wrong = table.manifest_check()
+        except (TypeError, ValueError) as error:
+            raise RemoteProtocolError(f"a prefix's table of {len(data)} bytes: {error}") from error
+        if wrong:
+            raise RemoteProtocolError(f"a prefix's table: {wrong}")
+        return table
+
+    def manifest_check(self) -> str:
+        """Return why no MANIFEST could list these files; empty if one could."""
+        entries = tuple(
+            attrs.evolve(one.entry, file_id=at) for at, one in enumerate(self.files, start=1)
+        )
+        return Manifest(b"", 0, b"", (), self.point, Point(), entries).check_files()
+
+
+def archive_id(table: bytes) -> bytes:
+    """Return the id of the archive with this encoded table: 16 bytes."""
+    return hashlib.sha256(table).digest()[:16]
+
+
+class Archive:
+    """A prefix that is being read by somebody.
+
+    - Its files stay as they are until `close`, whatever is compacted meanwhile.
+    """
+
+    def __init__(self, files: Files, store: PrefixStore, manifest: Manifest) -> None:
+        """Take the listed prefix, of which there must be one."""
+        assert manifest.files, "an archive of a prefix that does not exist"
+        self._files = files
+        self._store = store
+        self._entries = manifest.files
+        self._names = [file_name(entry.kind, entry.file_id) for entry in self._entries]
+        store.pin(self._entries)
+        self.table = ArchiveTable(
+            manifest.cluster_id,
+            manifest.epoch,
+            manifest.compaction,
+            tuple(self._described(at) for at in range(len(self._entries))),
+        )
+        self.encoded = self.table.encode()
+        self.id = archive_id(self.encoded)
+        self.is_open = True
+
+    def read(self, file_number: int, offset: int, size_bytes: int) -> bytes:
+        """Return bytes of the file that stands at `file_number` in the table; fewer at its end."""
+        return self._files.read(self._names[file_number], offset, size_bytes)
+
+    def close(self) -> None:
+        """Let the files go. Does nothing twice."""
+        if self.is_open:
+            self.is_open = False
+            self._store.unpin(self._entries)
+
+    def _described(self, at: int) -> ArchiveFile:
+        """Name a file as its maker does: that is what its header says."""
+        header = read_header(self._files, self._names[at])
+        return ArchiveFile(header.node_id, attrs.evolve(self._entries[at], file_id=header.file_id))
