@@ -33,7 +33,6 @@ import anyio
 import attrs
 
 from folkmoot.core.errors import (
-    CommandError,
     FolkmootError,
     OperationTimeout,
     OutcomeUnknown,
@@ -118,8 +117,8 @@ class Claims:
                 raise _timed_out(holding)
             await self._outcome(claim, timeout_s)
             holding.check()
-        except BaseException as error:
-            self._give_up(claim, error)
+        except BaseException:
+            self._give_up(claim)
             raise
 
     def held(self) -> Holding | None:
@@ -169,12 +168,12 @@ class Claims:
             return await claim.waiter.wait()
         raise _timed_out(claim.holding)
 
-    def _give_up(self, claim: _Claim, error: BaseException) -> None:
+    def _give_up(self, claim: _Claim) -> None:
         """Withdraw, unless the claim was never sent, was refused, or has ended."""
         holding, call = claim.holding, claim.call
         was_here = holding.request in self._claims
         holding.forget()
-        if was_here and call is not None and call.sequence and not isinstance(error, CommandError):
+        if was_here and call is not None and call.sequence and call.error is None:
             holding.send_withdraw()
 
     # The resource's Listener: called from the session's loop.

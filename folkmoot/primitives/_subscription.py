@@ -36,6 +36,7 @@ from folkmoot.core.errors import (
     OutcomeUnknown,
     ResourceDeleted,
     SessionExpired,
+    StorageFull,
     UsageError,
 )
 from folkmoot.core.types import ConnectionState, Consistency
@@ -124,7 +125,9 @@ class Subscription(Generic[M]):
         self._resource.listen(self)
         try:
             await self._begin()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, StorageFull):
+                self._finish(error)  # it was refused, so there is nothing to undo
             self.close()
             raise
         return self

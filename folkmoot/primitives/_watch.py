@@ -47,6 +47,7 @@ from folkmoot.core.errors import (
     Overloaded,
     ResourceDeleted,
     SessionExpired,
+    StorageFull,
     UsageError,
 )
 from folkmoot.core.types import ConnectionState
@@ -239,7 +240,9 @@ class Watch(Generic[C]):
             else:
                 with suppress(_Cut):
                     await self._begin()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, StorageFull) and not self.revision:
+                self.end(error)  # it was refused, so there is nothing to undo
             self.close()
             raise
         return self

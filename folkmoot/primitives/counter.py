@@ -27,6 +27,7 @@ from folkmoot.core.errors import (
     OutcomeUnknown,
     ResourceDeleted,
     SessionExpired,
+    StorageFull,
     UsageError,
 )
 from folkmoot.core.types import ConnectionState, Consistency, Duration
@@ -277,7 +278,7 @@ class _Waits:
             found = await waiter.wait() if answer is None else Reading(*answer)
             may_wait = False
             return found
-        except CommandError:
+        except (CommandError, StorageFull):
             may_wait = False
             raise
         except (SessionExpired, OutcomeUnknown):
