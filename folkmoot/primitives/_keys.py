@@ -93,8 +93,7 @@ class SortedKeys:
             at, first = at + 1, 0
 
     def _find(self, key: str) -> int:
-        """Return which bucket has the key or would have it, and is sorted; above all, their number.
-        """
+        """Return which bucket has the key, or would, and sort it; above all: how many there are."""
         if self._late:
             self._pour()
         at = bisect_left(self._lasts, key)

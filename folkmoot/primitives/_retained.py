@@ -44,7 +44,8 @@ class Retained:
         self.head = message[0]
         self.size_bytes += len(message[2])
 
-    def drop_oldest(self) -> None:
+    def drop_oldest(self) -> int:
+        """Drop the oldest message; return its revision."""
         revision, _, payload = self.oldest
         self.floor = revision
         self.size_bytes -= len(payload)
@@ -52,6 +53,7 @@ class Retained:
         if self._start * 2 >= len(self._messages):
             del self._messages[: self._start]
             self._start = 0
+        return revision
 
     def after(self, revision: int, limit: int) -> list[Message]:
         """Return the oldest messages above a revision, as many as one page takes."""
@@ -68,7 +70,14 @@ class Retained:
     def snapshot(self) -> list[Any]:
         return [self.head, self.floor, [list(message) for message in self._messages[self._start :]]]
 
-    def restore(self, data: list[Any]) -> None:
-        self.head, self.floor, messages = data
-        self._messages = [(revision, time, payload) for revision, time, payload in messages]
-        self.size_bytes = sum(len(payload) for _, _, payload in self._messages)
+    def restore(self, head: int, floor: int) -> None:
+        """Take what is not owed to messages; `restore_message` comes next, in order."""
+        self.head, self.floor = head, floor
+
+    def restore_message(self, message: Message) -> None:
+        newest = self._messages[-1][0] if self._messages else self.floor
+        assert newest < message[0] <= self.head, (
+            f"revision {message[0]} is not above {newest}, or is above the head, {self.head}"
+        )
+        self._messages.append(message)
+        self.size_bytes += len(message[2])

@@ -6,6 +6,9 @@ The same index stands on both sides. A machine keeps SESSIONS in it, as a part o
 state: an event goes once to each session with a filter that fits, however many fit. A client's
 feed keeps its WATCHES in it, and hands out to them what arrived once.
 
+A machine whose retention is ENTRIES gives each filter its OWNER, the index of the entry that set
+it, and is handed it back when the filter goes. For all others it is 0, and means nothing.
+
 A filter is a pair of `KEY` and a key, or `PREFIX` and a prefix; the prefix "" is everything, which
 is all that resources without keys need.
 """
@@ -38,7 +41,7 @@ class Subscriptions:
     __slots__ = ("_filters", "_keys", "_lengths", "_prefixes")
 
     def __init__(self) -> None:
-        self._filters: dict[int, set[Filter]] = {}
+        self._filters: dict[int, dict[Filter, int]] = {}  # subscriber -> filter -> owner
         self._keys: dict[str, list[int]] = {}
         self._prefixes: dict[str, list[int]] = {}
         self._lengths: dict[int, int] = {}
@@ -46,34 +49,38 @@ class Subscriptions:
     def __bool__(self) -> bool:
         return bool(self._filters)
 
-    def add(self, subscriber: int, kind: str, text: str) -> None:
-        """Add a filter; nothing changes where it is set already.
+    def add(self, subscriber: int, kind: str, text: str, owner: int = 0) -> bool:
+        """Add a filter; say whether it is new. Nothing changes where it is set already.
 
         Raises BadCommand for an unknown kind and LimitExceeded for one filter too many.
         """
         table = self._table(kind)
-        filters = self._filters.get(subscriber, set())
+        filters = self._filters.get(subscriber, {})
         if (kind, text) in filters:
-            return
+            return False
         if len(filters) >= FILTERS_MAX:
             raise LimitExceeded(
                 f"session {subscriber} watches {len(filters)} keys and prefixes of this resource "
                 "one by one: watch a common prefix instead"
             )
-        filters.add((kind, text))
+        filters[kind, text] = owner
         self._filters[subscriber] = filters
         subscribers = table.setdefault(text, [])
         if kind == PREFIX and not subscribers:
             self._lengths[len(text)] = self._lengths.get(len(text), 0) + 1
         insort(subscribers, subscriber)
+        return True
 
-    def remove(self, subscriber: int, kind: str, text: str) -> bool:
-        """Remove a filter; say whether it was set. Raises BadCommand for an unknown kind."""
+    def remove(self, subscriber: int, kind: str, text: str) -> list[int]:
+        """Remove a filter; return its owner, or nothing where it is not set.
+
+        Raises BadCommand for an unknown kind.
+        """
         table = self._table(kind)
-        filters = self._filters.get(subscriber, set())
+        filters = self._filters.get(subscriber, {})
         if (kind, text) not in filters:
-            return False
-        filters.remove((kind, text))
+            return []
+        owner = filters.pop((kind, text))
         if not filters:
             del self._filters[subscriber]
         subscribers = table[text]
@@ -82,16 +89,12 @@ class Subscriptions:
             del table[text]
             if kind == PREFIX:
                 self._forget_length(len(text))
-        return True
+        return [owner]
 
-    def drop(self, subscriber: int) -> bool:
-        """Remove all filters of a subscriber; say whether there was any."""
-        filters = self._filters.get(subscriber)
-        if filters is None:
-            return False
-        for kind, text in sorted(filters):
-            self.remove(subscriber, kind, text)
-        return True
+    def drop(self, subscriber: int) -> list[int]:
+        """Remove all filters of a subscriber; return their owners, one per filter."""
+        filters = self.filters(subscriber)
+        return [owner for where in filters for owner in self.remove(subscriber, *where)]
 
     def matching(self, key: str = "") -> Sequence[int]:
         """Return the subscribers of `key`, each once and in rising order. Not to be changed."""
@@ -117,17 +120,26 @@ class Subscriptions:
         return sorted(self._filters.get(subscriber, ()))
 
     def snapshot(self) -> Any:
-        """Return all of it as plain data: [subscriber, [kind, text], ...] in rising order."""
+        """Return all of it as plain data: [subscriber, [kind, text, owner], ...], rising.
+
+        An owner of 0 is left out.
+        """
         return [
-            [subscriber, *([kind, text] for kind, text in self.filters(subscriber))]
+            [
+                subscriber,
+                *(
+                    [*where, owner] if owner else [*where]
+                    for where, owner in sorted(self._filters[subscriber].items())
+                ),
+            ]
             for subscriber in self.everybody()
         ]
 
     def restore(self, data: Any) -> None:
         """Take what `snapshot` gave."""
         for subscriber, *filters in data:
-            for kind, text in filters:
-                self.add(subscriber, kind, text)
+            for where in filters:
+                self.add(subscriber, *where)
 
     def _table(self, kind: str) -> dict[str, list[int]]:
         if kind == KEY:

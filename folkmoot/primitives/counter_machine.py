@@ -22,7 +22,7 @@ from typing import Any
 import attrs
 
 from folkmoot.core.errors import BadCommand, ConfigError, LimitExceeded, OutOfBounds
-from folkmoot.core.machine import Context, Machine, QueryContext, command, query
+from folkmoot.core.machine import Context, Machine, QueryContext, command, frees, query
 from folkmoot.primitives._subscriptions import Subscriptions
 
 INT_MIN = -(1 << 63)
@@ -117,6 +117,7 @@ class CounterMachine(Machine):
         return None
 
     @command
+    @frees
     def withdraw(self, context: Context, request: int) -> bool:
         """Take back a `wait_for`; say whether it was still waiting."""
         return self._waiters.pop((context.session, request), None) is not None
@@ -128,9 +129,10 @@ class CounterMachine(Machine):
         return context.index
 
     @command
+    @frees
     def unsubscribe(self, context: Context, kind: str, text: str) -> bool:
         """Stop that; say whether it was so."""
-        return self._subscriptions.remove(context.session, kind, text)
+        return bool(self._subscriptions.remove(context.session, kind, text))
 
     @query
     def get(self, context: QueryContext) -> int:
@@ -171,9 +173,9 @@ class CounterMachine(Machine):
         for key in [key for key in self._waiters if key[0] == session]:
             del self._waiters[key]
 
-    def cut_subscriptions(self, session: int) -> bool:
+    def cut_subscriptions(self, context: Context, session: int) -> bool:
         """Forget what the session subscribed to; what it waits for stays."""
-        return self._subscriptions.drop(session)
+        return bool(self._subscriptions.drop(session))
 
     def idle(self) -> bool:
         """Say whether the counter stands where it began and nobody waits for it."""

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from folkmoot.core.errors import BadCommand, NotHeld
-from folkmoot.core.machine import Context, Machine, QueryContext, command, query
+from folkmoot.core.machine import Context, Machine, QueryContext, command, frees, query
 from folkmoot.primitives._seat import Claim, Seat
 from folkmoot.primitives._subscriptions import Subscriptions
 
@@ -59,6 +59,7 @@ class ElectionMachine(Machine):
         return [claim.order, claim.token]
 
     @command
+    @frees
     def withdraw(self, context: Context, request: int) -> bool:
         """End the session's claim, waiting or leading; False where there is none (any more)."""
         claim = self._seat.find(context.session, request)
@@ -68,11 +69,13 @@ class ElectionMachine(Machine):
         return True
 
     @command
+    @frees
     def release(self, context: Context, token: int) -> None:
         """End the reign of the session; the next candidate leads from this entry on."""
         self._end(context, self._held(context, token), "resigned")
 
     @command
+    @frees
     def resign(self, context: Context, candidate: int | None = None) -> int:
         """End one candidacy of the session, or all, and tell whoever waits or leads by it."""
         mine = self._seat.of_session(context.session)
@@ -116,6 +119,7 @@ class ElectionMachine(Machine):
         return True
 
     @command
+    @frees
     def evict(self, context: Context, candidate: int) -> bool:
         """End a candidacy, waiting or leading, at once; False where there is none."""
         claim = self._seat.numbered(candidate)
@@ -130,9 +134,10 @@ class ElectionMachine(Machine):
         return context.index
 
     @command
+    @frees
     def unsubscribe(self, context: Context, kind: str, text: str) -> bool:
         """Stop that; say whether it was so."""
-        return self._subscriptions.remove(context.session, kind, text)
+        return bool(self._subscriptions.remove(context.session, kind, text))
 
     @query
     def leader(self, context: QueryContext) -> list[Any] | None:
@@ -162,9 +167,9 @@ class ElectionMachine(Machine):
         if lost is not None:
             self._succeed(context, lost, "expired")
 
-    def cut_subscriptions(self, session: int) -> bool:
+    def cut_subscriptions(self, context: Context, session: int) -> bool:
         """Forget that the session watches; its candidacies stay."""
-        return self._subscriptions.drop(session)
+        return bool(self._subscriptions.drop(session))
 
     def holds_grant(self, token: int) -> bool:
         """Say whether the reign with this token goes on."""

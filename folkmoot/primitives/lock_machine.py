@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from folkmoot.core.errors import ConfigError, NotHeld
-from folkmoot.core.machine import Context, Machine, QueryContext, command, query
+from folkmoot.core.machine import Context, Machine, QueryContext, command, frees, query
 from folkmoot.primitives._seat import Claim, Seat
 from folkmoot.primitives._subscriptions import Subscriptions
 
@@ -62,6 +62,7 @@ class LockMachine(Machine):
         return claim.token
 
     @command
+    @frees
     def withdraw(self, context: Context, request: int) -> bool:
         """End the session's claim, waiting or holding; False where there is none (any more)."""
         claim = self._seat.find(context.session, request)
@@ -71,6 +72,7 @@ class LockMachine(Machine):
         return True
 
     @command
+    @frees
     def release(self, context: Context, token: int) -> None:
         """Give the lock back; the next is granted in this entry."""
         holder = self._seat.holder
@@ -79,6 +81,7 @@ class LockMachine(Machine):
         self._end(context, holder)
 
     @command
+    @frees
     def break_lock(self, context: Context, token: int | None = None) -> int:
         """Take the lock from its holder (`token`: only from that one), and end a delay."""
         holder = self._seat.holder
@@ -100,9 +103,10 @@ class LockMachine(Machine):
         return context.index
 
     @command
+    @frees
     def unsubscribe(self, context: Context, kind: str, text: str) -> bool:
         """Stop that; say whether it was so."""
-        return self._subscriptions.remove(context.session, kind, text)
+        return bool(self._subscriptions.remove(context.session, kind, text))
 
     @query
     def describe(self, context: QueryContext) -> dict[str, Any]:
@@ -138,9 +142,9 @@ class LockMachine(Machine):
         else:
             self._grant_next(context)
 
-    def cut_subscriptions(self, session: int) -> bool:
+    def cut_subscriptions(self, context: Context, session: int) -> bool:
         """Forget that the session watches; its claims stay."""
-        return self._subscriptions.drop(session)
+        return bool(self._subscriptions.drop(session))
 
     def holds_grant(self, token: int) -> bool:
         """Say whether this token holds the lock."""

@@ -15,20 +15,30 @@ Events, to each session that subscribed to the key (its own changes included):
     removed   [key, old value]
     expired   [key, old value]
     cleared   nil          `clear` of more than CLEAR_EVENTS_MAX keys, or CLEAR_BYTES_MAX of values
+
+Which entry owns which key's value and expiry is said in `_map_items.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from folkmoot.core.errors import BadCommand, ConditionFailed, LimitExceeded
-from folkmoot.core.machine import Context, Machine, QueryContext, command, query
+from folkmoot.core.machine import (
+    Context,
+    Machine,
+    QueryContext,
+    RestoreContext,
+    Retention,
+    command,
+    frees,
+    query,
+)
 from folkmoot.primitives._keys import SortedKeys
+from folkmoot.primitives._map_items import FOREVER, SETS, Expiry, Item, living, trimmed
 from folkmoot.primitives._subscriptions import Subscriptions
 
-FOREVER = 0
-"""As a time to live: none. As an expiry: never."""
 KEEP = -1
 """As a time to live: what the key has now."""
 TTL_MAX_MS = 1 << 50
@@ -46,24 +56,25 @@ CLEAR_BYTES_MAX = 256 << 10
 WATCHERS_LISTED_MAX = 1000
 """`describe` lists so many, and says how many there are."""
 
-Item = tuple[bytes, int, int]
-"""value, version, expiry in log time (or FOREVER)."""
-
 
 class MapMachine(Machine):
     """Keys to values, each with a version and perhaps a time to live.
 
     - `_keys` holds exactly the keys of `_items`.
-    - A key has a deadline exactly when its item has an expiry, and `_expiring` counts these.
+    - `_expiries` holds keys of `_items` (in a restore also such as are still to come), and exactly
+      these have a deadline, at that time.
+    - A value's owner is (version, ordinal). `_ordinals` holds the ordinals that are not 0.
     """
 
     type_name = "map"
+    retention = Retention.ENTRIES
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
         self._items: dict[str, Item] = {}
         self._keys = SortedKeys()
-        self._expiring = 0
+        self._ordinals: dict[str, int] = {}
+        self._expiries: dict[str, Expiry] = {}
         self._subscriptions = Subscriptions()
 
     @command
@@ -75,7 +86,14 @@ class MapMachine(Machine):
         _check_ttl(ttl, KEEP)
         if if_version != ANY:
             _check_version(key, before, if_version)
-        self._put(context, key, value, ttl, before)
+        if ttl > 0:
+            context.retain(2)
+            self._limit(context, key, ttl, 1)
+        else:
+            context.retain()
+            if ttl == FOREVER and key in self._expiries:
+                self._limit(context, key, FOREVER)
+        self._put(context, key, value, before)
         return context.index
 
     @command
@@ -107,21 +125,28 @@ class MapMachine(Machine):
         for key, value in values.items():
             if type(key) is not str or type(value) is not bytes:
                 raise BadCommand(f"set_many: {type(value).__name__} under {type(key).__name__}")
-        for key, value in values.items():
-            self._put(context, key, value, ttl, self._items.get(key))
+        count = len(values)
+        if count:
+            context.retain(2 * count if ttl > 0 else count)
+        for ordinal, (key, value) in enumerate(values.items()):
+            if ttl != KEEP:
+                self._limit(context, key, ttl, count + ordinal)
+            self._put(context, key, value, self._items.get(key), ordinal)
         return context.index
 
     @command
     def touch(self, context: Context, key: str, ttl: int = FOREVER) -> int | None:
         """Give a key a new time to live. Returns the revision, or None where it is absent."""
         _check_ttl(ttl, FOREVER)
-        item = self._items.get(key)
-        if item is None:
+        if key not in self._items:
             return None
-        self._items[key] = (item[0], item[1], self._schedule(context, key, ttl, item))
+        if ttl:
+            context.retain()
+        self._limit(context, key, ttl)
         return context.index
 
     @command
+    @frees
     def delete(self, context: Context, key: str, if_version: int = ANY) -> int | None:
         """Remove a key. Returns the revision, or None where it is absent."""
         item = self._items.get(key)
@@ -133,6 +158,7 @@ class MapMachine(Machine):
         return context.index
 
     @command
+    @frees
     def pop(self, context: Context, key: str) -> list[Any]:
         """Remove a key. Returns [revision, its value], or [revision, None] where it is absent."""
         item = self._items.get(key)
@@ -142,15 +168,12 @@ class MapMachine(Machine):
         return [context.index, item[0]]
 
     @command
+    @frees
     def clear(self, context: Context) -> int:
         """Remove all keys. Returns the revision."""
         removed, self._items = self._items, {}
         ordered, self._keys = self._keys, SortedKeys()
-        if self._expiring:
-            for key, item in removed.items():
-                if item[2]:
-                    context.clear_deadline(key)
-            self._expiring = 0
+        self._supersede_all(context, removed)
         if removed and self._subscriptions:
             self._publish_clear(context, removed, ordered)
         return context.index
@@ -158,13 +181,17 @@ class MapMachine(Machine):
     @command
     def subscribe(self, context: Context, kind: str, text: str) -> int:
         """Send the session what happens to these keys after the index that this returns."""
-        self._subscriptions.add(context.session, kind, text)
+        if self._subscriptions.add(context.session, kind, text, context.index):
+            context.retain()
         return context.index
 
     @command
+    @frees
     def unsubscribe(self, context: Context, kind: str, text: str) -> bool:
         """Stop that; say whether it was so."""
-        return self._subscriptions.remove(context.session, kind, text)
+        gone = self._subscriptions.remove(context.session, kind, text)
+        context.supersede_all(gone)
+        return bool(gone)
 
     @query
     def get(self, context: QueryContext, key: str) -> bytes | None:
@@ -178,7 +205,8 @@ class MapMachine(Machine):
         item = self._items.get(key)
         if item is None:
             return None
-        return [item[0], item[1], item[2] - context.time if item[2] else None]
+        expiry = self._expiries.get(key)
+        return [*item, None if expiry is None else expiry[0] - context.time]
 
     @query
     def get_many(self, context: QueryContext, keys: list) -> list[Any]:  # type: ignore[type-arg]
@@ -243,7 +271,7 @@ class MapMachine(Machine):
         watchers = self._subscriptions.everybody()
         return {
             "size": len(self._items),
-            "expiring": self._expiring,
+            "expiring": len(self._expiries),
             "watchers": len(watchers),
             "watched_by": [
                 [one, context.client_name(one), len(self._subscriptions.filters(one))]
@@ -253,45 +281,80 @@ class MapMachine(Machine):
 
     def on_deadline(self, context: Context, key: str) -> None:
         """Remove a key whose time has come."""
-        item = self._items[key]
-        assert FOREVER < item[2] <= context.time, f"{key!r}: {item[2]} is after {context.time}"
-        self._remove(context, key, item, "expired")
+        time = self._expiries[key][0]
+        assert time <= context.time, f"{key!r}: {time} is after {context.time}"
+        self._remove(context, key, self._items[key], "expired")
 
     def session_ended(self, context: Context, session: int) -> None:
         """Forget what the session subscribed to."""
-        self._subscriptions.drop(session)
+        context.supersede_all(self._subscriptions.drop(session))
 
-    def cut_subscriptions(self, session: int) -> bool:
+    def cut_subscriptions(self, context: Context, session: int) -> bool:
         """Forget what the session subscribed to."""
-        return self._subscriptions.drop(session)
+        gone = self._subscriptions.drop(session)
+        context.supersede_all(gone)
+        return bool(gone)
 
     def idle(self) -> bool:
         """Say whether there is no key and nobody who waits for one."""
         return not self._items and not self._subscriptions
 
     def snapshot(self) -> Any:
-        """Return all keys in order, and the subscriptions."""
-        items = self._items
+        """Return all keys in order, and the subscriptions.
+
+        A key is [key, value, version, ordinal], and with an expiry log time, index and ordinal.
+        """
+        items, ordinals, expiries = self._items, self._ordinals, self._expiries
         return [
-            [[key, *items[key]] for key in self._keys.walk("")],
+            [
+                [key, *items[key], ordinals.get(key, 0), *expiries.get(key, ())]
+                for key in self._keys.walk("")
+            ],
             self._subscriptions.snapshot(),
         ]
 
-    def restore(self, data: Any) -> None:
-        """Take what `snapshot` gave. The deadlines are the multiplexer's to restore."""
-        items, subscriptions = data
-        self._items = {key: (value, version, expiry) for key, value, version, expiry in items}
-        self._keys = SortedKeys(self._items)
-        self._expiring = sum(1 for item in self._items.values() if item[2])
-        self._subscriptions.restore(subscriptions)
+    def restore_item(
+        self, context: RestoreContext, name: str, args: list[Any], ordinals: Sequence[int]
+    ) -> None:
+        """Take back values, expiries or a subscription."""
+        if name in SETS:
+            for ordinal in ordinals:
+                if ordinal:
+                    self._restore_expiry(context, args[0], args[2], ordinal)
+                else:
+                    self._items[args[0]] = (args[1], context.index)
+                    self._keys.load(args[0])
+        elif name == "touch":
+            self._restore_expiry(context, args[0], args[1], 0)
+        elif name == "subscribe":
+            kind, text = args
+            self._subscriptions.add(context.session, kind, text, context.index)
+        else:
+            count, ttl, parts = living(name, args, ordinals)
+            for position, key, value, expires in parts:
+                if value is not None:
+                    self._items[key] = (value, context.index)
+                    self._keys.load(key)
+                    if position:
+                        self._ordinals[key] = position
+                if expires:
+                    self._restore_expiry(context, key, ttl, count + position)
 
-    def _put(self, context: Context, key: str, value: bytes, ttl: int, before: Item | None) -> None:
-        expiry = FOREVER
-        if ttl or (before is not None and before[2]):
-            expiry = self._schedule(context, key, ttl, before)
-        self._items[key] = (value, context.index, expiry)
+    @classmethod
+    def trim(cls, name: str, args: list[Any], ordinals: Sequence[int]) -> tuple[str, list[Any]]:
+        """Leave out values and keys that are superseded, and values that were compared with."""
+        return trimmed(name, args, ordinals)
+
+    def _put(
+        self, context: Context, key: str, value: bytes, before: Item | None, ordinal: int = 0
+    ) -> None:
         if before is None:
             self._keys.add(key)
+        else:
+            context.supersede(before[1], self._ordinals.pop(key, 0))
+        self._items[key] = (value, context.index)
+        if ordinal:
+            self._ordinals[key] = ordinal
         if self._subscriptions:
             sessions = self._subscriptions.matching(key)
             if sessions:
@@ -301,25 +364,39 @@ class MapMachine(Machine):
     def _remove(self, context: Context, key: str, item: Item, kind: str) -> None:
         del self._items[key]
         self._keys.remove(key)
-        if item[2]:
-            self._expiring -= 1
-            context.clear_deadline(key)
+        context.supersede(item[1], self._ordinals.pop(key, 0))
+        self._limit(context, key, FOREVER)
         sessions = self._subscriptions.matching(key)
         if sessions:
             context.publish(sessions, kind, [key, item[0]])
 
-    def _schedule(self, context: Context, key: str, ttl: int, before: Item | None) -> int:
-        """Set or clear the key's deadline; return its expiry."""
-        old = FOREVER if before is None else before[2]
-        if ttl == KEEP:
-            return old
-        expiry = context.time + ttl if ttl else FOREVER
-        if expiry:
-            context.set_deadline(key, expiry)
-        elif old:
+    def _limit(self, context: Context, key: str, ttl: int, ordinal: int = 0) -> None:
+        """Set the key's expiry, which this entry owns as `ordinal`, or end the one that it has."""
+        before = self._expiries.pop(key, None)
+        if before is not None:
+            context.supersede(before[1], before[2])
+        if ttl:
+            time = context.time + ttl
+            self._expiries[key] = (time, context.index, ordinal)
+            context.set_deadline(key, time)
+        elif before is not None:
             context.clear_deadline(key)
-        self._expiring += bool(expiry) - bool(old)
-        return expiry
+
+    def _restore_expiry(self, context: RestoreContext, key: str, ttl: int, ordinal: int) -> None:
+        time = context.time + ttl
+        self._expiries[key] = (time, context.index, ordinal)
+        context.set_deadline(key, time)
+
+    def _supersede_all(self, context: Context, removed: dict[str, Item]) -> None:
+        """Supersede all values and expiries; `removed` were the items until now."""
+        ordinals, self._ordinals = self._ordinals, {}
+        expiries, self._expiries = self._expiries, {}
+        context.supersede_all([item[1] for key, item in removed.items() if key not in ordinals])
+        for key, ordinal in ordinals.items():
+            context.supersede(removed[key][1], ordinal)
+        for key, (_, index, ordinal) in expiries.items():
+            context.supersede(index, ordinal)
+            context.clear_deadline(key)
 
     def _publish_clear(
         self, context: Context, removed: dict[str, Item], ordered: SortedKeys

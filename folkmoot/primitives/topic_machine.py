@@ -18,17 +18,29 @@ time sits on it (see `_seat.py`); others wait, so that they stand by.
     queries    read(after, limit)    subscribers()    describe()
     events     message [revision, time, message], to each session that subscribed, its own included;
                to a consumer, as `_seat.py` says; a grant's note is the acknowledged revision
+
+A retained message is owed to the entry that published it, a subscription to the one that made it.
+The remainder is small: head and floor, which outlive all messages, the cursors and the last token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from folkmoot.core.errors import BadCommand, ConfigError, LimitExceeded, NotHeld
-from folkmoot.core.machine import Context, Machine, QueryContext, command, query
+from folkmoot.core.machine import (
+    Context,
+    Machine,
+    QueryContext,
+    RestoreContext,
+    Retention,
+    command,
+    frees,
+    query,
+)
 from folkmoot.primitives._retained import Retained
 from folkmoot.primitives._seat import Claim, Seat, Tokens
 from folkmoot.primitives._subscriptions import Subscriptions
@@ -47,7 +59,7 @@ _AGE = "age"
 
 
 @attrs.frozen
-class Retention:
+class Limits:
     """What a topic keeps, as its configuration says it."""
 
     count: int = COUNT_DEFAULT
@@ -55,7 +67,7 @@ class Retention:
     age_ms: int | None = None
 
     @classmethod
-    def parse(cls, config: Mapping[str, Any]) -> Retention:
+    def parse(cls, config: Mapping[str, Any]) -> Limits:
         """Check a configuration. Raises ConfigError naming the field, the value and the bound."""
         bounds = {"count": COUNT_MAX, "bytes": BYTES_MAX, "age_ms": AGE_MAX_MS}
         unknown = sorted(set(config) - set(bounds))
@@ -79,14 +91,16 @@ class TopicMachine(Machine):
     """The replicated state of one topic.
 
     - The retained messages keep to count and bytes after every entry.
-    - While messages are retained and an age is set, the deadline is not later than the oldest's.
+    - Where an age is set, the deadline is that of the oldest retained message, and there is none
+      without one.
     """
 
     type_name = "topic"
+    retention = Retention.ENTRIES
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         """Take `count`, `bytes` and `age_ms`: how many messages are retained, and how long."""
-        self._retention = Retention.parse(config)
+        self._limits = Limits.parse(config)
         self._messages = Retained()
         self._subscriptions = Subscriptions()
         self._tokens = Tokens()
@@ -95,15 +109,15 @@ class TopicMachine(Machine):
     @command
     def publish(self, context: Context, message: bytes) -> int:
         """Publish to all who subscribe, and retain. Returns the revision."""
-        messages = self._messages
-        revision = max(context.index, messages.head + 1)
-        age_ms = self._retention.age_ms
-        if age_ms is not None and not messages:
-            context.set_deadline(_AGE, context.time + age_ms)
+        messages, limits, revision = self._messages, self._limits, context.index
+        context.retain()
         messages.append((revision, context.time, message))
-        limits = self._retention
+        moved = len(messages) == 1
         while len(messages) > limits.count or messages.size_bytes > limits.bytes:
-            messages.drop_oldest()
+            context.supersede(messages.drop_oldest())
+            moved = True
+        if moved:
+            self._set_age(context)
         if self._subscriptions:
             payload = [revision, context.time, message]
             context.publish(self._subscriptions.matching(), "message", payload)
@@ -112,13 +126,17 @@ class TopicMachine(Machine):
     @command
     def subscribe(self, context: Context, kind: str, text: str) -> int:
         """Send the session what is published after the index that this returns."""
-        self._subscriptions.add(context.session, kind, text)
+        if self._subscriptions.add(context.session, kind, text, context.index):
+            context.retain()
         return context.index
 
     @command
+    @frees
     def unsubscribe(self, context: Context, kind: str, text: str) -> bool:
         """Stop that; say whether it was so."""
-        return self._subscriptions.remove(context.session, kind, text)
+        gone = self._subscriptions.remove(context.session, kind, text)
+        context.supersede_all(gone)
+        return bool(gone)
 
     @command
     def consume(
@@ -140,6 +158,7 @@ class TopicMachine(Machine):
         return [claim.token, found.acknowledged if claim.token else 0]
 
     @command
+    @frees
     def acknowledge(self, context: Context, cursor: str, token: int, revision: int) -> int:
         """Move the cursor forward, by its consumer; never back. Returns where it stands."""
         found = self._cursors.get(cursor)
@@ -152,6 +171,7 @@ class TopicMachine(Machine):
         return found.acknowledged
 
     @command
+    @frees
     def withdraw(self, context: Context, cursor: str, request: int) -> bool:
         """End the session's claim on a cursor, waiting or consuming; False where there is none."""
         found = self._cursors.get(cursor)
@@ -163,6 +183,7 @@ class TopicMachine(Machine):
         return True
 
     @command
+    @frees
     def delete_cursor(self, context: Context, cursor: str) -> bool:
         """Forget a cursor, and tell its consumer and those who wait; False where there is none."""
         found = self._cursors.pop(cursor, None)
@@ -196,7 +217,7 @@ class TopicMachine(Machine):
             "floor": messages.floor,
             "retained": len(messages),
             "retained_bytes": messages.size_bytes,
-            "retention": list(attrs.astuple(self._retention)),
+            "retention": list(attrs.astuple(self._limits)),
             "subscribers": len(self._subscriptions.everybody()),
             "cursors": [self._describe_cursor(context, name) for name in names],
             "cursor_count": len(self._cursors),
@@ -204,23 +225,24 @@ class TopicMachine(Machine):
 
     def on_deadline(self, context: Context, key: str) -> None:
         """Drop what is older than the retention's age."""
-        age_ms, messages = self._retention.age_ms, self._messages
+        age_ms, messages = self._limits.age_ms, self._messages
         assert age_ms is not None, f"deadline {key!r} without an age"
         while messages and messages.oldest[1] + age_ms <= context.time:
-            messages.drop_oldest()
-        if messages:
-            context.set_deadline(_AGE, messages.oldest[1] + age_ms)
+            context.supersede(messages.drop_oldest())
+        self._set_age(context)
 
     def session_ended(self, context: Context, session: int) -> None:
         """Forget that the session subscribed; its cursors pass to who waits."""
-        self._subscriptions.drop(session)
+        context.supersede_all(self._subscriptions.drop(session))
         for cursor in self._cursors.values():
             if cursor.seat.drop_session(context, session) is not None:
                 cursor.seat.grant_next(context, cursor.acknowledged)
 
-    def cut_subscriptions(self, session: int) -> bool:
+    def cut_subscriptions(self, context: Context, session: int) -> bool:
         """Forget that the session subscribed; its claims on cursors stay."""
-        return self._subscriptions.drop(session)
+        gone = self._subscriptions.drop(session)
+        context.supersede_all(gone)
+        return bool(gone)
 
     def holds_grant(self, token: int) -> bool:
         """Say whether a cursor is consumed under this token."""
@@ -234,24 +256,49 @@ class TopicMachine(Machine):
         return not (self._messages.head or self._subscriptions or self._cursors)
 
     def snapshot(self) -> list[Any]:
-        """Return messages, subscriptions, the last token and the cursors in order of creation."""
+        """Return the remainder, messages and subscriptions."""
+        return [self.remainder(), self._messages.snapshot(), self._subscriptions.snapshot()]
+
+    def remainder(self) -> list[Any]:
+        """Return head, floor, the last token, and the cursors in order of creation."""
         cursors = [
             [name, cursor.acknowledged, cursor.seat.snapshot()]
             for name, cursor in self._cursors.items()
         ]
-        subscriptions = self._subscriptions.snapshot()
-        return [self._messages.snapshot(), subscriptions, cursors, self._tokens.last]
+        return [self._messages.head, self._messages.floor, self._tokens.last, cursors]
 
-    def restore(self, data: list[Any]) -> None:
-        """Take what `snapshot` gave. The deadlines are the multiplexer's to restore."""
-        messages, subscriptions, cursors, last_token = data
-        self._messages.restore(messages)
-        self._subscriptions.restore(subscriptions)
+    def restore_remainder(self, data: list[Any]) -> None:
+        """Take what `remainder` gave."""
+        head, floor, last_token, cursors = data
+        self._messages.restore(head, floor)
         for name, acknowledged, claims in cursors:
             seat = Seat(self._tokens)
             seat.restore(claims)
             self._cursors[name] = Cursor(acknowledged, seat)
         self._tokens.last = last_token
+
+    def restore_item(
+        self, context: RestoreContext, name: str, args: list[Any], ordinals: Sequence[int]
+    ) -> None:
+        """Take back a message or a subscription."""
+        if name == "subscribe":
+            kind, text = args
+            self._subscriptions.add(context.session, kind, text, context.index)
+            return
+        self._messages.restore_message((context.index, context.time, args[0]))
+        age_ms = self._limits.age_ms
+        if age_ms is not None and len(self._messages) == 1:
+            context.set_deadline(_AGE, context.time + age_ms)
+
+    def _set_age(self, context: Context) -> None:
+        """Let the deadline be that of the oldest message, which is another one now."""
+        age_ms, messages = self._limits.age_ms, self._messages
+        if age_ms is None:
+            return
+        if messages:
+            context.set_deadline(_AGE, messages.oldest[1] + age_ms)
+        else:
+            context.clear_deadline(_AGE)
 
     def _describe_cursor(self, context: QueryContext, name: str) -> list[Any]:
         """[name, acknowledged, consumer's session (0: none), client's name, how many wait]."""

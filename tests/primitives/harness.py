@@ -5,7 +5,9 @@ every machine must keep:
 
 - arguments, answers, events and snapshots are plain data (they travel through the codec here too);
 - a CommandError and a query leave the state as it was;
-- a machine that was restored from its snapshot cannot be told from the old one (`restart`).
+- what the entries of the log own is what the machine says that they own (`FakeLog`);
+- a machine that was restored, from its snapshot or from its items, cannot be told from the old one
+  (`restart`).
 
 `play` runs a golden script: one step per line, followed by the indented trace that it causes.
 
@@ -17,7 +19,8 @@ every machine must keep:
     advance 1000               log time goes on by so many milliseconds; what is due happens
     end s1                     the session ends
     cut s1                     its subscriptions are cut
-    restart                    from a snapshot on
+    restart                    from a snapshot on, or from the items that live
+    items                      tells the items that live: {index: ordinals}
     # anything                 a remark
 """
 
@@ -30,8 +33,9 @@ import attrs
 import pytest
 
 from folkmoot.core.errors import CommandError
-from folkmoot.core.machine import Machine
+from folkmoot.core.machine import Machine, Retention
 from folkmoot.transport.codec import pack, unpack
+from tests.primitives.fake_log import FakeLog
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -52,10 +56,19 @@ class Harness:
 
     - `context` is what the machine gets: `index`, `time` and `session` are those of the last entry.
     - `events` holds all that was published to sessions that live; `take` empties it.
+    - Unless it is `thorough`, the whole state is compared only at a restart: for large states.
     """
 
-    def __init__(self, kind: type[Machine], config: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        kind: type[Machine],
+        config: Mapping[str, Any] | None = None,
+        *,
+        thorough: bool = True,
+    ) -> None:
         self.kind = kind
+        self.thorough = thorough
+        self.log = FakeLog(kind)
         self.config = dict(config or {})
         self.machine = kind(self.config)
         self.index = 0
@@ -70,11 +83,16 @@ class Harness:
         self.index += 1
         self.session = session
         before = self.digest()
+        self.log.begin(self.index, self.time, session, name, args)
         try:
-            return self._call(self.machine.commands[name], args)
+            answer = self._call(self.machine.commands[name], args)
         except CommandError:
             assert self.digest() == before, f"{name}{args} was refused and changed the state"
             raise
+        finally:
+            self.log.end()
+        self._check()
+        return answer
 
     def query(self, session: int, name: str, *args: Any) -> Any:
         """Ask a query."""
@@ -96,29 +114,45 @@ class Harness:
                 if self.deadlines.get(key, end + 1) <= self.time:
                     del self.deadlines[key]
                     self.machine.on_deadline(self, key)
+            self._check()
         self.time = end
 
     def end(self, session: int) -> None:
         """End a session, as one entry."""
         self.index += 1
-        self.session = session
+        self.session = 0
         self.ended.add(session)
         self.machine.session_ended(self, session)
+        self._check()
 
     def cut(self, session: int) -> bool:
         """Cut a session's subscriptions, as the multiplexer does when it does not read."""
-        return self.machine.cut_subscriptions(session)
+        self.session = 0
+        was = self.machine.cut_subscriptions(self, session)
+        self._check()
+        return was
 
     def restart(self) -> None:
-        """Go on with a new machine, restored from the snapshot of this one."""
-        data = pack(self.machine.snapshot())
-        self.machine = self.kind(self.config)
-        self.machine.restore(unpack(data))
-        assert pack(self.machine.snapshot()) == data, "the restored machine's snapshot differs"
+        """Go on with a new machine, restored from what of this one survives a compaction."""
+        before = self.digest(always=True)
+        if self.kind.retention is Retention.STATE:
+            data = pack(self.machine.snapshot())
+            self.machine = self.kind(self.config)
+            self.machine.restore(unpack(data))
+        else:
+            remainder = pack(self.machine.remainder()) if self.kind.has_record else None
+            self.machine, self.deadlines = self.log.restore(self.config, remainder)
+            assert self.digest(always=True) == before, "restored from items, it is another one"
+            self.log.trim()
+            self.machine, self.deadlines = self.log.restore(self.config, remainder)
+        assert self.digest(always=True) == before, "the restored machine is another one"
 
-    def digest(self) -> bytes:
-        """Return all that the machine is, as bytes."""
-        return pack([self.machine.snapshot(), sorted(self.deadlines.items()), len(self.events)])
+    def digest(self, *, always: bool = False) -> bytes:
+        """Return all that the machine is, as bytes; nothing where nobody is thorough."""
+        if not (self.thorough or always):
+            return b""
+        parts = [sorted(self.deadlines.items()), len(self.events), self.log.items()]
+        return pack([self.machine.snapshot(), *parts])
 
     def take(self) -> list[Event]:
         """Return the events since the last time."""
@@ -141,6 +175,16 @@ class Harness:
     def clear_deadline(self, key: str) -> None:
         self.deadlines.pop(key, None)
 
+    def retain(self, count: int = 1) -> None:
+        self.log.retain(self.index, count)
+
+    def supersede(self, index: int, ordinal: int = 0) -> None:
+        self.log.supersede(index, ordinal)
+
+    def supersede_all(self, indexes: Iterable[int]) -> None:
+        for index in indexes:
+            self.log.supersede(index, 0)
+
     def client_name(self, session: int) -> str:
         return "" if session in self.ended else f"client-{session}"
 
@@ -148,6 +192,10 @@ class Harness:
         plain = unpack(pack(list(args)))
         operation.check(plain)
         return unpack(pack(operation.function(self.machine, self, *plain)))
+
+    def _check(self) -> None:
+        if self.thorough and self.kind.retention is Retention.ENTRIES:
+            self.log.check(self.machine)
 
 
 def play(kind: type[Machine], script: str) -> str:
@@ -177,6 +225,8 @@ def _step(harness: Harness, who: str, rest: list[str]) -> list[str]:
     match who, rest:
         case "restart", []:
             harness.restart()
+        case "items", []:
+            return [str({index: harness.log.ordinals(index) for index in sorted(harness.log.live)})]
         case "advance", [text]:
             harness.advance(int(text))
         case "end", [text]:

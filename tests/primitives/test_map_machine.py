@@ -17,6 +17,7 @@ from folkmoot.primitives.map_machine import (
     PAGE_KEYS_MAX,
     MapMachine,
 )
+from folkmoot.transport.codec import pack, unpack
 from tests.primitives.harness import Event, Harness, check_script, scripts
 
 
@@ -26,9 +27,9 @@ def test_script(path: Path, rewrite: bool) -> None:
 
 
 KEYS = st.sampled_from(["", "a", "aa", "ab", "b", "é", "\U0001f600"])
-VALUES = st.sampled_from([b"", b"1", b"2"])
+VALUES = st.sampled_from([b"", b"1", b"2", bytes(60)])
 TTLS = st.sampled_from([0, 0, 1, 5, 1000])
-SESSIONS = st.integers(1, 3)
+WHO = st.integers(1, 3)
 FILTERS = st.tuples(st.sampled_from(["key", "prefix"]), KEYS)
 
 
@@ -41,6 +42,7 @@ class MapAgainstDict(RuleBasedStateMachine):
         self.twin = Harness(MapMachine)  # never restarted
         self.items: dict[str, tuple[bytes, int, int | None]] = {}
         self.filters: dict[int, set[tuple[str, str]]] = {}
+        self.alive = {1: 1, 2: 2, 3: 3}  # who -> session
 
     def command(self, name: str, *args: Any, session: int = 9) -> Any:
         answers = []
@@ -102,7 +104,7 @@ class MapAgainstDict(RuleBasedStateMachine):
         assert answer == self.harness.index
         return self.expect(self.put(key, value, ttl))
 
-    @rule(values=st.dictionaries(KEYS, VALUES, max_size=4), ttl=TTLS)
+    @rule(values=st.dictionaries(KEYS, VALUES, max_size=5), ttl=TTLS | st.just(KEEP))
     def set_many(self, values: dict[str, bytes], ttl: int) -> None:
         assert self.command("set_many", values, ttl) == self.harness.index
         self.expect(*[self.put(key, value, ttl) for key, value in values.items()])
@@ -154,14 +156,18 @@ class MapAgainstDict(RuleBasedStateMachine):
         self.harness.advance(milliseconds)
         self.twin.advance(milliseconds)
         assert self.harness.index == index + len(due)
-        told = [(event.kind, event.payload) for event in self.harness.take() if event.session == 1]
+        told = [
+            (event.kind, event.payload)
+            for event in self.harness.take()
+            if event.session == self.alive[1]
+        ]
         assert told == [
             ("expired", [key, self.items[key][0]])
             for _, keys in sorted(due.items())
             for key in sorted(keys)
             if any(
                 text == key if by == "key" else key.startswith(text)
-                for by, text in self.filters.get(1, ())
+                for by, text in self.filters.get(self.alive[1], ())
             )
         ]
         self.twin.take()
@@ -169,28 +175,39 @@ class MapAgainstDict(RuleBasedStateMachine):
             for key in keys:
                 del self.items[key]
 
-    @rule(session=SESSIONS, where=FILTERS)
-    def subscribe(self, session: int, where: tuple[str, str]) -> None:
+    @rule(who=WHO, where=FILTERS)
+    def subscribe(self, who: int, where: tuple[str, str]) -> None:
+        session = self.alive[who]
         answer = self.command("subscribe", *where, session=session)
         assert answer == self.harness.index
         self.filters.setdefault(session, set()).add(where)
 
-    @rule(session=SESSIONS, where=FILTERS)
-    def unsubscribe(self, session: int, where: tuple[str, str]) -> None:
+    @rule(who=WHO, where=FILTERS)
+    def unsubscribe(self, who: int, where: tuple[str, str]) -> None:
+        session = self.alive[who]
         was = where in self.filters.get(session, set())
         assert self.command("unsubscribe", *where, session=session) is was
         self.filters.get(session, set()).discard(where)
 
-    @rule(session=SESSIONS)
-    def cut(self, session: int) -> None:
-        had = bool(self.filters.pop(session, None))
-        assert self.harness.cut(session) is had
-        assert self.twin.cut(session) is had
+    @rule(who=WHO)
+    def cut(self, who: int) -> None:
+        had = bool(self.filters.pop(self.alive[who], None))
+        assert self.harness.cut(self.alive[who]) is had
+        assert self.twin.cut(self.alive[who]) is had
+
+    @rule(who=WHO)
+    def end(self, who: int) -> None:
+        session = self.alive[who]
+        self.alive[who] = session + 3
+        self.filters.pop(session, None)
+        self.harness.end(session)
+        self.twin.end(session)
+        self.expect()
 
     @precondition(lambda self: self.harness.index % 3 == 0)
     @rule()
     def restart(self) -> None:
-        """From here on, restored and never restored must stay the same."""
+        """From here on, restored (from trimmed entries) and never restored must stay the same."""
         self.harness.restart()
 
     @rule(
@@ -231,6 +248,49 @@ class MapAgainstDict(RuleBasedStateMachine):
 
 MapAgainstDict.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 test_against_a_dict = MapAgainstDict.TestCase
+
+
+def test_a_large_set_many_does_not_stay_whole_for_one_key() -> None:
+    values = {f"{number:04}": bytes(100) for number in range(1000)}
+    name, args = "set_many", [values, 50]
+    for first in (3, 100):  # so many values are gone
+        rest = list(range(first, 1000)) + list(range(1000, 2000))
+        before = pack(args)
+        name, args = MapMachine.trim(name, args, rest)
+        assert name == ("set_many" if first == 3 else "kept")
+        assert len(pack(args)) <= len(before)
+    name, args = MapMachine.trim(name, unpack(pack(args)), [107, 1103, 1107])
+    parts = [[103, "0103", None, True], [107, "0107", bytes(100), True]]
+    assert (name, args) == ("kept", [1000, 50, parts])
+    name, args = MapMachine.trim(name, args, [1103])
+    assert args == [1000, 50, [[103, "0103", None, True]]]
+
+
+def test_of_an_entry_that_lives_for_its_expiry_only_the_key_and_the_ttl_are_kept() -> None:
+    for name in ("set", "create", "replace"):
+        kept = MapMachine.trim(name, ["k", bytes(1000), 50], [1])
+        assert kept == ("kept", [1, 50, [[0, "k", None, True]]])
+    assert MapMachine.trim("replace", ["k", b"1", 0, bytes(1000)], [0]) == (
+        "replace",
+        ["k", b"1", 0],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "ordinals"),
+    [
+        ("set", ["k", b"1"], [0]),
+        ("set", ["k", b"1", 50, 7], [0]),
+        ("set_many", [{"k": b"1", "l": b"2"}], [0, 1]),
+        ("set_many", [{"k": b"1", "l": b"2"}, 50], [0, 1, 3]),
+        ("touch", ["k", 50], [0]),
+        ("subscribe", ["key", "k"], [0]),
+    ],
+)
+def test_an_entry_with_nothing_to_leave_out_stays_as_it_is(
+    name: str, args: list[Any], ordinals: list[int]
+) -> None:
+    assert MapMachine.trim(name, args, ordinals) == (name, args)
 
 
 def filled(count: int, size_bytes: int = 1) -> Harness:
@@ -285,16 +345,14 @@ def test_a_clear_of_large_values_is_one_event() -> None:
 
 
 def test_a_session_sets_a_bounded_number_of_filters() -> None:
-    machine = MapMachine({})
-    harness = Harness(MapMachine)
+    harness = Harness(MapMachine, thorough=False)
     for number in range(FILTERS_MAX):
-        harness.session = 1
-        machine.subscribe(harness, "key", str(number))
-    machine.subscribe(harness, "key", "0")  # it has this one
+        harness.command(1, "subscribe", "key", str(number))
+    harness.command(1, "subscribe", "key", "0")  # it has this one
     with pytest.raises(LimitExceeded, match=f"watches {FILTERS_MAX}"):
-        machine.subscribe(harness, "prefix", "")
-    harness.session = 2
-    machine.subscribe(harness, "prefix", "")
+        harness.command(1, "subscribe", "prefix", "")
+    harness.command(2, "subscribe", "prefix", "")
+    harness.restart()
 
 
 def test_a_map_takes_no_configuration() -> None:

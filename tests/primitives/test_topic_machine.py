@@ -201,16 +201,15 @@ def test_a_wrong_configuration_is_refused(config: dict[str, Any]) -> None:
 
 
 def test_the_default_retention_is_bounded() -> None:
-    topic = TopicMachine({})
-    context = Harness(TopicMachine)
-    for index in range(1, 2502):
-        context.index = index
-        topic.publish(context, b"x" * 20_000)
-    view = topic.describe(context)
+    topic = Harness(TopicMachine, thorough=False)
+    for _ in range(2501):
+        topic.command(1, "publish", b"x" * 20_000)
+    view = topic.query(1, "describe")
     assert view["retained"] * 20_000 == view["retained_bytes"] <= 16 << 20
     assert view["retained"] == (16 << 20) // 20_000
-    floor, _, page = topic.read(context, 0, 10)
+    floor, _, page = topic.query(1, "read", 0, 10)
     assert page[0][0] == floor + 1
+    assert len(topic.log.live) == view["retained"]
 
 
 def test_a_page_is_bounded_in_bytes_and_has_one_message_at_least() -> None:
