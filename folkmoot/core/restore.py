@@ -117,14 +117,13 @@ class Restore:
             raise UsageError(
                 f"this server cannot serve {resource.describe()}: its machine had another retention"
             )
-        machine = resource.machine
         if state is not None:
-            restore = machine.restore_remainder if resource.by_entries else machine.restore
+            method = "restore_remainder" if resource.by_entries else "restore"
             data = unpack(state)
             try:
-                restore(data)
+                getattr(resource.machine, method)(data)
             except Exception as error:
-                raise _fault(resource, restore.__name__, error) from error
+                raise _fault(resource, f"{method}()", error) from error
         for key, time in deadlines or ():
             self._deadlines.set(resource.id, key, time)
 

@@ -14,11 +14,12 @@ import attrs
 from folkmoot.core.batch import COMMANDS_HEADER, Batch, Kind
 from folkmoot.core.config import LimitsConfig
 from folkmoot.core.errors import RemoteProtocolError
-from folkmoot.core.freeze import Freeze
+from folkmoot.core.freeze import Freeze, record_of
 from folkmoot.core.machine import Registry
 from folkmoot.core.multiplexer import Multiplexer
-from folkmoot.core.prefix import ONE, Frozen, Items, RecordKey
+from folkmoot.core.prefix import ONE, Frozen, Items, RecordKey, RecordKind
 from folkmoot.core.requests import decode_operations
+from folkmoot.core.restore import encode_core
 
 BLOCK = 5
 """Entries in one `Items`: so few that tests have several."""
@@ -133,6 +134,17 @@ class PrefixTwin:
             self.live[index].remove(ordinal)
             if not self.live[index]:
                 del self.live[index]
+
+
+def expected_records(mux: Multiplexer) -> dict[RecordKey, bytes]:
+    """Make all records from scratch, whatever is noted as changed."""
+    core = encode_core(mux.index, mux.time, mux.sessions.floor, mux.epoch)
+    records: dict[RecordKey, bytes] = {(RecordKind.CORE, 0): core}
+    for resource in mux.directory.resources.values():
+        records[RecordKind.RESOURCE, resource.id] = record_of(resource, mux._deadlines)
+    for session in mux.sessions:
+        records[RecordKind.SESSION, session.id] = record_of(session, mux._deadlines)
+    return records
 
 
 def finish(freeze: Freeze) -> Frozen:
