@@ -181,7 +181,7 @@ def frame(*operations: Any) -> Group:
 
 
 def is_freeing(operation: list[Any]) -> bool:
-    return operation[1] == "free"
+    return str(operation[1]) == "free"
 
 
 FREE, GROW = [3, "free", []], [["n", "map", 1, {}], "grow", [b"x" * 100]]
