@@ -97,11 +97,13 @@ class Compaction:
         self.items_files: list[ItemsFile] = []
         self.rewritten = 0
         """Items files that were read and written anew."""
+        self.after = after
+        self.log_bytes = sum(one.end for one in segments)
+        """About how much log there is to go through."""
         self._files = files
         self._store = store
         self._segments = segments
         self._frozen = frozen
-        self._after = after
         self._owner = owner
         self._config = config
         self._old = list(store.items_files)
@@ -132,6 +134,11 @@ class Compaction:
         self.entries = [state, *(one.entry for one in self.items_files)]
         yield items_bytes
 
+    def give_up(self) -> None:
+        """Leave it unfinished. Its files go with the next `sweep`."""
+        self._output.close()
+        self._store.give_up()
+
     # -- mark ----------------------------------------------------------------------------------
 
     def _mark(self) -> Iterator[None]:
@@ -140,13 +147,13 @@ class Compaction:
         found: dict[int, list[tuple[int, int]]] = {}
         for chunk in _chunks(ledger.superseded):
             for index in chunk:
-                if index > self._after:
+                if index > self.after:
                     self._dead.add(index)
                 else:
                     found.setdefault(bisect_right(firsts, index) - 1, []).append((index, 0))
             yield
         for index, ordinal in ledger.superseded_parts:
-            if index > self._after:
+            if index > self.after:
                 self._dead_parts.setdefault(index, set()).add(ordinal)
             else:
                 found.setdefault(bisect_right(firsts, index) - 1, []).append((index, ordinal))
@@ -255,7 +262,7 @@ class Compaction:
     def _retained(self, segment: Segment) -> Iterator[list[int]]:
         """Yield the entries of a segment that own something, in order."""
         ledger, dead = self._frozen.ledger, self._dead
-        first, last = max(segment.first_index, self._after + 1), min(segment.last_index, self.index)
+        first, last = max(segment.first_index, self.after + 1), min(segment.last_index, self.index)
         many = sorted(index for index in ledger.retained_many if first <= index <= last)
         retained = ledger.retained
         begin, end = bisect_left(retained, first), bisect_right(retained, last)

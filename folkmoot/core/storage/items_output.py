@@ -80,7 +80,11 @@ class ItemsOutput:
         if self._writer is None:
             first_index = self._last_index + 1
             self._writer = PrefixFileWriter(
-                self._disk, FileKind.ITEMS, self._store.new_id(), first_index, self._owner
+                self._disk,
+                FileKind.ITEMS,
+                self._store.begin_file(FileKind.ITEMS),
+                first_index,
+                self._owner,
             )
             self._begun = ItemsFile(self._writer.entry(0))
         data = encode_items(block)
@@ -96,7 +100,8 @@ class ItemsOutput:
         self.files.append(self._begun)
         self._writer = None
 
-    def give_up(self) -> list[str]:
-        """Return the names of all files that were begun."""
-        names = [one.name for one in self.files]
-        return [*names, self._writer.name] if self._writer is not None else names
+    def close(self) -> None:
+        """Let go of a file that was begun."""
+        if self._writer is not None:
+            self._disk.release(self._writer.name)
+            self._writer = None

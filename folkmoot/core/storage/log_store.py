@@ -90,6 +90,7 @@ class LogStore:
         self._manifest = opened.manifest
         self._hard_state = opened.hard_state
         self._segments = opened.segments
+        self._trimmed: list[Segment] = []
         self.prefix = PrefixStore(files, opened.manifest)
         self.incoming = Incoming(files)
         highest = max(one.segment_id for one in opened.segments)
@@ -244,7 +245,9 @@ class LogStore:
         )
 
     def install(self, compaction: Compaction) -> None:
-        """Make a finished compaction the prefix. The MANIFEST decides; old files go behind it."""
+        """Make a finished compaction the prefix. The MANIFEST decides; old files are swept later."""
+        after = self.compaction.index
+        assert compaction.after == after, f"a compaction behind {compaction.after}, not {after}"
         with self._guard:
             end = next(s for s in self._segments if s.last_index == compaction.index)
             self._replace_manifest(
@@ -274,8 +277,15 @@ class LogStore:
                 )
             )
             self._segments = segments
-            for one in dropped:  # oldest first (bugs F5)
+            self._trimmed += dropped
+
+    def sweep(self) -> None:
+        """Remove the files that nobody needs any more. Beside the writer: nobody lists them."""
+        with self._guard:
+            trimmed, self._trimmed = self._trimmed, []
+            for one in trimmed:  # oldest first (bugs F5)
                 self._files.unlink(one.name)
+            self.prefix.sweep()
 
     # -- for quiet moments ---------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ import attrs
 from folkmoot.core.errors import RemoteProtocolError, StorageCorrupt
 from folkmoot.core.prefix import ONE, Items, RecordKind
 from folkmoot.core.storage.files import Files
-from folkmoot.core.storage.manifest import Manifest, PrefixFileEntry
+from folkmoot.core.storage.manifest import FileKind, Manifest, PrefixFileEntry
 from folkmoot.core.storage.prefix_file import (
     LIVENESS,
     SUBDIR,
@@ -226,6 +226,8 @@ class PrefixStore:
         self._lock = threading.Lock()
         self._pins: dict[str, int] = {}
         self._doomed: set[str] = set()
+        self._begun: list[str] = []
+        """Files of a compaction under way, which nobody lists yet."""
         self.entries = manifest.files
         self.items_files: list[ItemsFile] = []
         self.is_loaded = not self.entries
@@ -235,6 +237,12 @@ class PrefixStore:
         """Return an id that no file has. Ids of files that were never listed may come again."""
         self._next_id += 1
         return self._next_id - 1
+
+    def begin_file(self, kind: FileKind) -> int:
+        """Return the id of a file that a compaction is about to write."""
+        file_id = self.new_id()
+        self._begun.append(file_name(kind, file_id))
+        return file_id
 
     def read_back(self) -> StoredPrefix:
         """Return the listed prefix as a source; `loaded` takes it when it was read to the end."""
@@ -246,18 +254,18 @@ class PrefixStore:
         self.is_loaded = True
 
     def replace(self, entries: Sequence[PrefixFileEntry], items_files: list[ItemsFile]) -> None:
-        """Go over to the files that MANIFEST lists now, and remove the others."""
+        """Go over to the files that MANIFEST lists now; the others go with the next `sweep`."""
         kept = set(_names(entries))
         with self._lock:
             self._doomed.update(name for name in _names(self.entries) if name not in kept)
         self.entries, self.items_files, self.is_loaded = tuple(entries), items_files, True
-        self.sweep()
+        self._begun.clear()
 
-    def discard(self, entries: Iterable[PrefixFileEntry]) -> None:
-        """Remove files that were never listed: their compaction was given up."""
+    def give_up(self) -> None:
+        """Forget the files of a compaction under way; they go with the next `sweep`."""
         with self._lock:
-            self._doomed.update(_names(entries))
-        self.sweep()
+            self._doomed.update(self._begun)
+        self._begun.clear()
 
     def pin(self, entries: Sequence[PrefixFileEntry]) -> None:
         """Keep these files until as many `unpin`s as pins have come."""

@@ -38,7 +38,8 @@ def write_state(
     owner: tuple[bytes, int],
 ) -> Iterator[tuple[int, PrefixFileEntry | None]]:
     """Write it; yields (bytes so far, None) after each step, and at the end what MANIFEST says."""
-    writer = PrefixFileWriter(files, FileKind.STATE, store.new_id(), 1, owner)
+    file_id = store.begin_file(FileKind.STATE)
+    writer = PrefixFileWriter(files, FileKind.STATE, file_id, 1, owner)
     block: list[Record] = []
     size_bytes = 0
     for record in _all_records(files, store, frozen, items_files):

@@ -18,10 +18,11 @@ Nothing that was submitted and not reported durable may be acknowledged then, wh
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
@@ -129,6 +130,12 @@ class StorageWriter:
             self._woken = True
             self._jobs.put(_WAKE)
         return number
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Keep everybody from writing, so that the caller's thread may change the store."""
+        with self._lock:
+            yield
 
     def close(self) -> None:
         """Finish everything that was submitted, then end the thread. The store stays open."""

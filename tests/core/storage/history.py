@@ -198,3 +198,4 @@ class Compactor:
         for _ in compaction.steps():
             pass
         self.store.install(compaction)
+        self.store.sweep()

@@ -1,0 +1,181 @@
+"""The thread beside the loop: it compacts, step by step, and does small jobs in between.
+
+What it is: the driver of `storage/compaction.py` and of `storage/jobs.py` on a real server. What it
+is not: the writer of the log (`storage/writer.py`), whose lock it takes for the few moments in which
+MANIFEST changes.
+
+A compaction must not compete with the loop. Its steps hold the interpreter for about a millisecond,
+and after each this thread sleeps so long that it takes no more than `compaction_duty` of a core and
+writes no more than `compaction_bytes_per_s`; where the log grows faster than it is compacted, it
+sleeps less.
+
+A full disk ends a compaction and nothing else: what was frozen goes into the next one. Every other
+failure of the disk stops the server, as it does for the log.
+
+Who drives it: `core/disk.py`, from the loop's thread. Answers come back through `take_done`.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from folkmoot.core.config import StorageConfig
+from folkmoot.core.errors import StorageFull
+from folkmoot.core.prefix import Frozen
+from folkmoot.core.storage.compaction import Compaction
+from folkmoot.core.storage.jobs import Job
+from folkmoot.core.storage.log_store import LogStore
+from folkmoot.core.storage.writer import StorageWriter
+
+Then = Callable[[Any], None]
+_STEP_S = 0.001
+"""Steps are taken until so much time of this thread is used; then it sleeps."""
+
+
+class Pace:
+    """How long to sleep after some work, so that the bounds are kept."""
+
+    def __init__(self, config: StorageConfig, log_bytes: int) -> None:
+        """`log_bytes` of log are to be compacted: many of them are a reason to hurry."""
+        urgency = max(1.0, log_bytes / (2 * config.compaction_log_bytes))
+        self.duty = min(1.0, config.compaction_duty * urgency)
+        self.bytes_per_s = config.compaction_bytes_per_s * urgency
+        self._written = 0
+
+    def pause_s(self, worked_s: float, written: int) -> float:
+        """Return how long to sleep after so much work, with `written` bytes in all so far."""
+        fresh, self._written = written - self._written, written
+        return max(worked_s * (1.0 / self.duty - 1.0), fresh / self.bytes_per_s)
+
+
+class Housekeeping:
+    """One thread.
+
+    - Jobs are done in order, and between two steps of a compaction.
+    - There is at most one compaction; what was frozen for those that were given up waits in
+      `_frozen`.
+    """
+
+    def __init__(
+        self,
+        store: LogStore,
+        writer: StorageWriter,
+        config: StorageConfig,
+        wake: Callable[[], None],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        """Start the thread. `wake` and `on_error` are called from it."""
+        self._store = store
+        self._writer = writer
+        self._config = config
+        self._wake = wake
+        self._on_error = on_error
+        self._jobs: queue.SimpleQueue[tuple[Job | Frozen | None, Then]] = queue.SimpleQueue()
+        self._done: deque[tuple[Then, Any]] = deque()
+        self._frozen: list[Frozen] = []
+        self._compaction: Compaction | None = None
+        self._steps: Iterator[int] = iter(())
+        self._compacted: Then = lambda _: None
+        self._pace = Pace(config, 0)
+        self._step_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="folkmoot-housekeeping", daemon=True)
+        self._thread.start()
+
+    def post(self, job: Job, then: Then) -> None:
+        """Have a job done; `then(answer)` is called by `take_done`."""
+        self._jobs.put((job, then))
+
+    def compact(self, frozen: Frozen, then: Then) -> None:
+        """Have the log compacted; `then(True)`, or False where the disk was too full for it."""
+        self._jobs.put((frozen, then))
+
+    def take_done(self) -> None:
+        """Hand out the answers that have come. Called by the loop."""
+        while self._done:
+            then, answer = self._done.popleft()
+            then(answer)
+
+    def close(self) -> None:
+        """End after the present step or job; what is left undone is done after the next start."""
+        self._jobs.put((None, lambda _: None))
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+            self._give_up()
+        except BaseException as error:  # noqa: BLE001 - the server must hear of whatever ended us
+            self._on_error(error)
+
+    def _turn(self) -> bool:
+        timeout_s = None
+        if self._compaction is not None:
+            timeout_s = max(self._step_at - time.monotonic(), 0.0)
+        try:
+            job, then = self._jobs.get(timeout=timeout_s)
+        except queue.Empty:
+            self._work()
+            return True
+        if job is None:
+            return False
+        if isinstance(job, Frozen):
+            self._begin(job, then)
+        else:
+            self._finish(then, self._do(job))
+        return True
+
+    def _do(self, job: Job) -> Any:
+        if not job.exclusive:
+            return job.run(self._store)
+        with self._writer.standing_still():
+            return job.run(self._store)
+
+    def _finish(self, then: Then, answer: Any) -> None:
+        self._done.append((then, answer))
+        self._wake()
+
+    # -- compaction ----------------------------------------------------------------------------
+
+    def _begin(self, frozen: Frozen, then: Then) -> None:
+        assert self._compaction is None, f"a compaction to {frozen.index} during another"
+        self._frozen.append(frozen)
+        self._compaction = self._store.compact(self._frozen)
+        self._steps = self._compaction.steps()
+        self._compacted = then
+        self._pace = Pace(self._config, self._compaction.log_bytes)
+        self._step_at = time.monotonic()
+
+    def _work(self) -> None:
+        """Take a few steps, then say until when to sleep."""
+        begun_s = worked_s = time.thread_time()
+        try:
+            for written in self._steps:
+                worked_s = time.thread_time()
+                if worked_s - begun_s >= _STEP_S:
+                    pause_s = self._pace.pause_s(worked_s - begun_s, written)
+                    self._step_at = time.monotonic() + pause_s
+                    return
+            self._install()
+        except StorageFull:
+            self._give_up()
+            self._finish(self._compacted, False)
+
+    def _install(self) -> None:
+        assert self._compaction is not None, "nothing to install"
+        with self._writer.standing_still():
+            self._store.install(self._compaction)
+        self._compaction = None
+        self._frozen.clear()
+        self._store.sweep()
+        self._finish(self._compacted, True)
+
+    def _give_up(self) -> None:
+        compaction, self._compaction = self._compaction, None
+        if compaction is not None:
+            compaction.give_up()

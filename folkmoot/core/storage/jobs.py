@@ -1,0 +1,124 @@
+"""What is asked of the storage beside writing and reading the log: each job as a value.
+
+What it is: the small things that the server's loop wants done elsewhere than in a turn, because each
+waits for the disk. What it is not: a compaction, which takes many steps (`compaction`).
+
+Who drives it: the server's loop posts them; `core/housekeeping.py`, or the simulator, runs them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+import attrs
+
+from folkmoot.core.storage.archive import Archive
+from folkmoot.core.storage.log_store import LogStore
+
+
+class Job(Protocol):
+    """One job. Jobs run in the order in which they were posted."""
+
+    exclusive: ClassVar[bool]
+    """Whether it changes what the log's writer changes, so that the writer must stand still."""
+
+    def run(self, store: LogStore) -> Any:
+        """Do it; what it returns goes to whoever posted it."""
+        ...
+
+
+@attrs.frozen
+class Roll:
+    """Seal the active segment, so that the log's end becomes a boundary."""
+
+    exclusive: ClassVar[bool] = True
+
+    def run(self, store: LogStore) -> None:
+        """Do it."""
+        store.roll()
+
+
+@attrs.frozen
+class Trim:
+    """Give up the log up to `index`, for which the prefix speaks."""
+
+    exclusive: ClassVar[bool] = True
+    index: int
+
+    def run(self, store: LogStore) -> None:
+        """Do it."""
+        store.trim(self.index)
+
+
+@attrs.frozen
+class Sweep:
+    """Remove files that nobody needs any more."""
+
+    exclusive: ClassVar[bool] = False
+
+    def run(self, store: LogStore) -> None:
+        """Do it."""
+        store.sweep()
+
+
+@attrs.frozen
+class OpenArchive:
+    """Pin the prefix for somebody who wants to read it; answers None where there is none."""
+
+    exclusive: ClassVar[bool] = True
+
+    def run(self, store: LogStore) -> Archive | None:
+        """Do it."""
+        return store.archive()
+
+
+@attrs.frozen
+class ReadArchive:
+    """Read some bytes of a file of an archive."""
+
+    exclusive: ClassVar[bool] = False
+    archive: Archive
+    file_number: int
+    offset: int
+    size_bytes: int
+
+    def run(self, store: LogStore) -> bytes:
+        """Do it."""
+        return self.archive.read(self.file_number, self.offset, self.size_bytes)
+
+
+@attrs.frozen
+class BeginReceiving:
+    """Receive the archive with this table; what is here of it already is kept."""
+
+    exclusive: ClassVar[bool] = False
+    table: bytes
+
+    def run(self, store: LogStore) -> None:
+        """Do it."""
+        store.incoming.begin(self.table)
+
+
+@attrs.frozen
+class Receive:
+    """Write some bytes of the archive that is being received; answers whether they fitted."""
+
+    exclusive: ClassVar[bool] = False
+    file_number: int
+    offset: int
+    data: bytes = attrs.field(repr=False)
+
+    def run(self, store: LogStore) -> bool:
+        """Do it."""
+        return store.incoming.write(self.file_number, self.offset, self.data)
+
+
+@attrs.frozen
+class DiscardReceived:
+    """Remove what was received: it is not what it should be, or nobody needs it any more."""
+
+    exclusive: ClassVar[bool] = False
+
+    def run(self, store: LogStore) -> None:
+        """Do it."""
+        store.incoming.discard()
