@@ -35,6 +35,8 @@ class Entry:
     name: str
     args: list[Any]
     resource: int = 0
+    count: int = 0
+    """How many items it owned."""
 
 
 class PrefixTwin:
@@ -50,8 +52,12 @@ class PrefixTwin:
         self.live: dict[int, set[int]] = {}
 
     def copy(self) -> "PrefixTwin":
-        """Make a twin that goes its own way."""
-        return copy.deepcopy(self)
+        """Make a twin that goes its own way. (Arguments are replaced, never changed.)"""
+        other = PrefixTwin()
+        other.index, other.kept = self.index, dict(self.kept)
+        other.entries = {index: copy.copy(entry) for index, entry in self.entries.items()}
+        other.live = {index: set(ordinals) for index, ordinals in self.live.items()}
+        return other
 
     def batch(self, batch: Batch) -> None:
         """Take the next batch of the log."""
@@ -124,6 +130,7 @@ class PrefixTwin:
             by_name = type(entry.reference) is list
             assert by_name == (index in ledger.named), f"{entry} is named: {not by_name}"
             entry.resource = ledger.named[index] if by_name else entry.reference
+            entry.count = count
             self.live[index] = set(range(count))
 
     def _take_superseded(self, frozen: Frozen) -> None:
