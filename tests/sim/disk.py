@@ -72,8 +72,15 @@ class SimDisk:
     def calm(self) -> None:
         """No faults from now on."""
         self.slow_s = 0.0
-        self.files.cut_power_at = None
+        self.files.cut_power_at = self.files.capacity_bytes = None
         self.files._failures.clear()
+
+    def limit(self, free_bytes: int | None) -> None:
+        """Leave so much of the disk free; None: it has no end."""
+        self.files.capacity_bytes = None
+        if free_bytes is not None:
+            used_bytes = sum(map(self.files.size, self.files.contents()))
+            self.files.capacity_bytes = used_bytes + free_bytes
 
     # the replica's port
 

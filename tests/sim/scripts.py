@@ -186,3 +186,23 @@ def leader_whose_first_entry_takes_long(world: Simulation) -> None:
         catch(world, led, slow)
 
     world.scheduler.at(2.0, crash)
+
+
+def disks_that_run_low(world: Simulation) -> None:
+    """Disks come to have less free than the reserve, and have room again, beside all other faults.
+
+    No disk fills up: what is taken while one is low stays far below what is left.
+    """
+    rng = world.random("room")
+    reserve_bytes = world.options.storage().reserve_bytes
+
+    def change() -> None:
+        if world.is_healing:
+            return
+        for member in world.members.values():
+            if rng.random() < 0.5:
+                member.disk.limit(reserve_bytes // 2 if rng.random() < 0.6 else None)
+        world.scheduler.after(rng.uniform(0.2, 2.5), change)
+
+    world.nemesis.start()
+    change()
