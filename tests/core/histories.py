@@ -263,10 +263,10 @@ class History:
 
     def run(self, batches: int) -> None:
         """Live through so many batches."""
-        self.apply([encode_open(b"s", 1000, ""), encode_open(b"t", 60, "")])
+        self.apply([encode_open(b"s", 1000, ""), encode_open(b"t", 30, "")])
         for _ in range(batches):
             self.sequences = {session.id: session.sequence for session in self.mux.sessions}
-            self.time += self.random.choice([0, 0, 1, 2, 8])
+            self.time += self.random.choice([0, 0, 1, 2, 8, 15])
             self.apply([self.group() for _ in range(self.random.randrange(1, 4))])
             for server in list(self.servers):
                 if server.compact(self.random) and self.random.random() < 0.7:
@@ -308,7 +308,7 @@ class History:
         one = random.choice(sessions).id if sessions and random.random() < 0.97 else 77
         match random.randrange(20):
             case 0 | 1:
-                return encode_open(random.choice([b"s", b"t", b"u", b"v"]), 60, "client")
+                return encode_open(random.choice([b"s", b"t", b"u", b"v"]), 30, "client")
             case 2:
                 items = [[one, *self.marks(one), 1] for _ in range(2)]
                 return encode_keep_alive(items)
@@ -319,7 +319,7 @@ class History:
                 return encode_expire(dues[0]) if dues else Group(Kind.TICK, 2, b"")
             case 5 if random.random() < 0.4:
                 return encode_close(one)
-            case 6 if random.random() < 0.3:
+            case 6 if random.random() < 0.1:
                 return encode_restored(random.randrange(9))
             case 7 if random.random() < 0.5:
                 return Group(Kind.INITIALIZE, 1, b"")
