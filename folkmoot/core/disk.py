@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from folkmoot.core.batch import Batch
+from folkmoot.core.config import StorageConfig
+from folkmoot.core.housekeeping import Housekeeping
 from folkmoot.core.raft import Write
 from folkmoot.core.storage.log_store import LogStore
 from folkmoot.core.storage.writer import StorageWriter
@@ -27,14 +29,22 @@ class DiskDriver:
     - Writes keep their order: nothing is done inline while the worker has any.
     """
 
-    def __init__(self, store: LogStore, wakeup: Wakeup, inline_max_s: float) -> None:
+    def __init__(self, store: LogStore, wakeup: Wakeup, config: StorageConfig) -> None:
         self.store = store
         self.inline: list[Write] = []
         self.failure: BaseException | None = None
         self.done: deque[int] = deque()
-        self._inline_max_s = inline_max_s
+        self._inline_max_s = config.inline_sync_max_s
         self._wakeup = wakeup
         self._writer = StorageWriter(store, on_durable=self._on_durable, on_error=self._on_error)
+        self._housekeeping = Housekeeping(
+            store, self._writer, config, wakeup.set_from_thread, self._on_error
+        )
+        self.boundary_from = store.boundary_from
+        self.trim_target = store.trim_target
+        self.post = self._housekeeping.post
+        self.compact = self._housekeeping.compact
+        self.stop_compaction = self._housekeeping.stop_compaction
         self.crowded = False
         """Whether the loop has other work waiting, so that a sync of its own would hold it up."""
 
@@ -65,14 +75,19 @@ class DiskDriver:
         return {**self.store.status(), "sync_ewma_ms": round(self._writer.sync_ewma_s * 1000, 3)}
 
     def take_done(self) -> int | None:
-        """The highest number that the worker has made durable since the last call."""
+        """The highest number that the worker has made durable since the last call.
+
+        What was posted beside the log and is done now, is answered on the way.
+        """
+        self._housekeeping.take_done()
         number = None
         while self.done:
             number = self.done.popleft()
         return number
 
     def close(self) -> None:
-        """Finish what was submitted, and close the log."""
+        """Finish what was submitted, and close the log. A compaction is left unfinished."""
+        self._housekeeping.close()
         self._writer.close()
         self.store.close()
 

@@ -1,7 +1,7 @@
 """The thread beside the loop: it compacts, step by step, and does small jobs in between.
 
-What it is: the driver of `storage/compaction.py` and of `storage/jobs.py` on a real server. What it
-is not: the writer of the log (`storage/writer.py`), whose lock it takes for the few moments in which
+What it is: the driver of `storage/compaction.py` and `storage/jobs.py` on a real server. What it is
+not: the writer of the log (`storage/writer.py`), whose lock it takes for the moments in which
 MANIFEST changes.
 
 A compaction must not compete with the loop. Its steps hold the interpreter for about a millisecond,
@@ -35,6 +35,16 @@ from folkmoot.core.storage.writer import StorageWriter
 Then = Callable[[Any], None]
 _STEP_S = 0.001
 """Steps are taken until so much time of this thread is used; then it sleeps."""
+
+
+class _Stop:
+    """Asks for the present compaction to be left."""
+
+
+_STOP = _Stop()
+
+
+_Posted = tuple[Job | Frozen | _Stop | None, Then]
 
 
 class Pace:
@@ -75,7 +85,7 @@ class Housekeeping:
         self._config = config
         self._wake = wake
         self._on_error = on_error
-        self._jobs: queue.SimpleQueue[tuple[Job | Frozen | None, Then]] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Posted] = queue.SimpleQueue()
         self._done: deque[tuple[Then, Any]] = deque()
         self._frozen: list[Frozen] = []
         self._compaction: Compaction | None = None
@@ -91,8 +101,14 @@ class Housekeeping:
         self._jobs.put((job, then))
 
     def compact(self, frozen: Frozen, then: Then) -> None:
-        """Have the log compacted; `then(True)`, or False where the disk was too full for it."""
+        """Have the log compacted. `then` gets the bytes of the prefix's records, or None if the
+        disk was too full for it, or it was stopped.
+        """
         self._jobs.put((frozen, then))
+
+    def stop_compaction(self, then: Then) -> None:
+        """Leave a compaction unfinished, and forget what was frozen: the state is replaced."""
+        self._jobs.put((_STOP, then))
 
     def take_done(self) -> None:
         """Hand out the answers that have come. Called by the loop."""
@@ -126,6 +142,10 @@ class Housekeeping:
             return False
         if isinstance(job, Frozen):
             self._begin(job, then)
+        elif isinstance(job, _Stop):
+            self._give_up()
+            self._frozen.clear()
+            self._finish(then, None)
         else:
             self._finish(then, self._do(job))
         return True
@@ -144,6 +164,9 @@ class Housekeeping:
 
     def _begin(self, frozen: Frozen, then: Then) -> None:
         assert self._compaction is None, f"a compaction to {frozen.index} during another"
+        if frozen.index <= self._store.compaction.index:
+            self._finish(then, None)  # another server's prefix came first
+            return
         self._frozen.append(frozen)
         self._compaction = self._store.compact(self._frozen)
         self._steps = self._compaction.steps()
@@ -164,7 +187,6 @@ class Housekeeping:
             self._install()
         except StorageFull:
             self._give_up()
-            self._finish(self._compacted, False)
 
     def _install(self) -> None:
         assert self._compaction is not None, "nothing to install"
@@ -173,9 +195,11 @@ class Housekeeping:
         self._compaction = None
         self._frozen.clear()
         self._store.sweep()
-        self._finish(self._compacted, True)
+        self._finish(self._compacted, self._store.prefix.state_bytes)
 
     def _give_up(self) -> None:
         compaction, self._compaction = self._compaction, None
         if compaction is not None:
             compaction.give_up()
+            self._store.sweep()
+            self._finish(self._compacted, None)

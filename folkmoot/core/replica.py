@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from folkmoot.core.batch import Batch
+from folkmoot.core.compacting import Compacting, CompactionPort
 from folkmoot.core.config import NodeConfig
 from folkmoot.core.connection import ClientConnection
 from folkmoot.core.errors import Overloaded, SequenceGap
@@ -55,7 +56,7 @@ _NOT_CONSUMED = frozenset({SequenceGap.code, Overloaded.code})
 """Answers that leave the sequence unused: the commands are routed again rather than answered."""
 
 
-class StoragePort(Protocol):
+class StoragePort(CompactionPort, Protocol):
     """Where writes go. Completion comes back as `Replica.durable(number)`."""
 
     def submit(self, writes: Sequence[Write]) -> None:
@@ -110,6 +111,7 @@ class Replica:
         self.intake = Intake(config.limits.pending_bytes_max, 2 * config.raft.election_timeout_s)
         self.router = Router(config, raft, multiplexer, self.intake, self.counts)
         self.room = Room(config.node_id, config.storage.reserve_bytes)
+        self.compacting = Compacting(config.storage, raft, multiplexer, storage, multiplexer.index)
         self.reads = ReadDesk()
         self.front = Front(self)
         self.trace: Callable[[Any], None] = lambda event: None
@@ -187,6 +189,7 @@ class Replica:
             self._flush_peers()
         if self.multiplexer.index < self._applicable:
             self._apply_committed(now)
+        self._compact(now)
         if raft.leader != self._told_leader:
             self._tell_leader()
         self.front.answer()
@@ -200,12 +203,13 @@ class Replica:
         return self._due
 
     def _deadline(self, now: float) -> float:
-        if self._more_to_apply:
+        if self._more_to_apply or self.compacting.is_slicing:
             return now
         due = self.raft.deadline()
         retry = self.intake.retry_at()
         if retry is not None:
             due = min(due, retry)
+        due = min(due, self.compacting.deadline(now))
         return min(due, self.router.deadline(now), self.room.deadline())
 
     def shortage(self, now: float) -> Shortage | None:
@@ -268,12 +272,24 @@ class Replica:
                 self._more_to_apply = True
                 break
             for batch in self._next_batches(commit_index):
+                if self.compacting.is_due:
+                    self.compacting.look()
                 applied = self.multiplexer.apply(batch)
                 batch.release()
                 applied_bytes += len(batch.data)
                 self.counts.entries_applied += batch.last_index - batch.first_index + 1
                 self._tell(applied, now)
+                self.compacting.applied(len(batch.data))
             self.raft.applied(self.multiplexer.index)
+
+    def _compact(self, now: float) -> None:
+        """Take a step towards the next compaction, and give log up that nobody needs."""
+        compacting = self.compacting
+        if compacting.is_due:
+            compacting.look()
+        if compacting.is_slicing:
+            compacting.slice()
+        compacting.tick(now, disk_is_low=self.room.shortage is not None, sending=None)
 
     def _next_batches(self, commit_index: int) -> list[Batch]:
         first = self.multiplexer.index + 1

@@ -40,22 +40,26 @@ from folkmoot.core.forwarding import check_peer_hello
 from folkmoot.core.machine import Registry
 from folkmoot.core.multiplexer import Multiplexer
 from folkmoot.core.peer import PEER_FRAME_BYTES_MAX, Peers
-from folkmoot.core.raft import Configuration, HardState, Raft, Role
-from folkmoot.core.raft.log import LogView
+from folkmoot.core.raft import Configuration, Raft, Role
 from folkmoot.core.replica import Replica
 from folkmoot.core.requests import PROTOCOL_VERSION, FrameType, encode
+from folkmoot.core.restart import recovered_raft, restored
 from folkmoot.core.room import RoomChanged
 from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.log_store import Identity, LogStore
 from folkmoot.core.types import NodeId
 from folkmoot.core.wakeup import Wakeup
-from folkmoot.transport.codec import pack, unpack
+from folkmoot.transport.codec import pack
 from folkmoot.transport.link import Link, Listener, Receiver, Transport
 
 log = logging.getLogger("folkmoot.server")
 
 IDLE_S = 10.0
 """The loop turns at least this often, whatever its timers say."""
+LET_RUN_S = 0.01
+"""What takes long lets others run this often."""
+SAY_S = 2.0
+"""What takes long says so this often in the log."""
 STOP_TIMEOUT_S = 5.0
 """A graceful stop takes no longer: what is not finished then is cut off."""
 
@@ -154,7 +158,7 @@ class Server:
         Raises StorageError or MachineFault when the server must stop.
         """
         self.wakeup = Wakeup()
-        self._recover()
+        await self._recover()
         listeners: list[Listener] = []
         try:
             async with anyio.create_task_group() as tasks:
@@ -174,7 +178,7 @@ class Server:
             self.disk.close()
             self._stopped.set()
 
-    def _recover(self) -> None:
+    async def _recover(self) -> None:
         config = self.config
         members = config.members or (config.member(),)
         configuration = Configuration.bootstrap(members)
@@ -182,26 +186,15 @@ class Server:
             cluster_id_of(config.cluster, members), config.node_id, pack(configuration.encode())
         )
         store = LogStore.open(self._files, config.storage, identity)
-        self.disk = DiskDriver(store, self.wakeup, config.storage.inline_sync_max_s)
-        configuration = Configuration.decode(unpack(store.identity.bootstrap), 0)
-        voted_for = store.hard_state.voted_for
+        self.disk = DiskDriver(store, self.wakeup, config.storage)
         self.peers = Peers(self.transport, self.rng, self._peer_up)
-        raft = Raft(
-            node_id=config.node_id,
-            config=config.raft,
-            configuration=configuration,
-            hard_state=HardState(
-                store.hard_state.term, None if voted_for is None else NodeId(voted_for)
-            ),
-            log=LogView.recovered(0, 0, store.batches(), cache_bytes=config.raft.cache_bytes),
-            rng=self.rng,
-            now=self.clock(),
-        )
+        multiplexer, configuration = await self._restore(store)
+        raft = recovered_raft(store, config, configuration, Raft, rng=self.rng, now=self.clock())
         self.replica = Replica(
             config=config,
             cluster_id=store.identity.cluster_id,
             raft=raft,
-            multiplexer=Multiplexer(self._registry, config.limits),
+            multiplexer=multiplexer,
             storage=self.disk,
             peers=self.peers,
             clock=self.clock,
@@ -209,6 +202,24 @@ class Server:
         self.replica.trace = self._log_trace
         self.replica.version = version("folkmoot")
         self._log_recovery(store, members)
+
+    async def _restore(self, store: LogStore) -> tuple[Multiplexer, Configuration]:
+        """Make the state as of the compacted prefix, letting others run meanwhile."""
+        steps = restored(store, self.config, self._registry, Multiplexer)
+        said_s = let_run_s = time.monotonic()
+        while True:
+            try:
+                count = next(steps)
+            except StopIteration as end:
+                found: tuple[Multiplexer, Configuration] = end.value
+                return found
+            now_s = time.monotonic()
+            if now_s - let_run_s >= LET_RUN_S:
+                await anyio.lowlevel.checkpoint()
+                let_run_s = time.monotonic()
+            if now_s - said_s >= SAY_S:
+                said_s = now_s
+                log.info("restoring the state: %d entries so far", count)
 
     def _log_recovery(self, store: LogStore, members: Sequence[Member]) -> None:
         """Say what was found on the disk that an operator should know."""

@@ -1,6 +1,6 @@
 """What is asked of the storage beside writing and reading the log: each job as a value.
 
-What it is: the small things that the server's loop wants done elsewhere than in a turn, because each
+What it is: the small things that the server's loop wants done elsewhere than in a turn, as each
 waits for the disk. What it is not: a compaction, which takes many steps (`compaction`).
 
 Who drives it: the server's loop posts them; `core/housekeeping.py`, or the simulator, runs them.

@@ -221,6 +221,23 @@ class LogStore:
         at = bisect_left(segments, index, key=_last_index)
         return segments[at].last_index if at < len(segments) else None
 
+    def trim_target(self, keep_bytes: int, keep_bytes_max: int, needed: int | None) -> int | None:
+        """Return up to where `trim` may go, or None where that is nowhere.
+
+        At least `keep_bytes` of log stay, and what a follower at `needed` needs (None: there is
+        none), but of that no more than `keep_bytes_max`. Safe in any thread.
+        """
+        kept_bytes = 0
+        for one in reversed(self._segments):
+            boundary = one.first_index - 1
+            kept_bytes += one.end
+            if boundary <= self.start.index:
+                return None
+            is_enough = kept_bytes >= keep_bytes and (needed is None or boundary <= needed)
+            if boundary <= self.compaction.index and (is_enough or kept_bytes >= keep_bytes_max):
+                return boundary
+        return None
+
     def roll(self) -> None:
         """Seal the active segment where it is, so that the log's end becomes a boundary."""
         with self._guard:
@@ -245,7 +262,7 @@ class LogStore:
         )
 
     def install(self, compaction: Compaction) -> None:
-        """Make a finished compaction the prefix. The MANIFEST decides; old files are swept later."""
+        """Make a finished compaction the prefix. The MANIFEST decides; `sweep` removes the rest."""
         after = self.compaction.index
         assert compaction.after == after, f"a compaction behind {compaction.after}, not {after}"
         with self._guard:

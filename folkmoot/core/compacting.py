@@ -1,0 +1,202 @@
+"""When a server freezes its state for a compaction, and how much of its log it keeps.
+
+Pure: no I/O, no clock, no randomness. `core/replica.py` drives it; the compaction itself is the
+storage's, beside the loop.
+
+Each server compacts for itself, at its own index: nothing of it is replicated. The index is where a
+segment ends, and the state is frozen exactly when everything up to there, and nothing behind it, is
+applied. Then it is serialised, a slice per turn, and handed over.
+
+    idle -> frozen at S, a slice per turn -> with the storage -> the prefix speaks for S -> idle
+
+It begins when enough was applied since the last one (`compaction_log_bytes`, and no less than the
+records that every compaction writes anew), or when a backup WANTS an index that no prefix speaks
+for yet: then the segment is sealed where it is, so as not to wait for it to fill.
+
+THE LOG below S is not needed by this server. It is kept for followers that lag: `log_keep_bytes`
+of it always, up to `log_keep_bytes_max` while one that answers needs it, nothing while the disk is
+low. One member that is away for a day does not hold it (bugs E10), and one that receives the prefix
+finds the log that goes on from it (bugs E7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from folkmoot.core.config import StorageConfig
+from folkmoot.core.multiplexer import Multiplexer
+from folkmoot.core.prefix import Frozen, RecordKind
+from folkmoot.core.raft import Raft
+from folkmoot.core.storage.jobs import Job, Roll, Sweep, Trim
+from folkmoot.transport.codec import pack
+
+SLICE_BYTES = 64 << 10
+"""So many bytes of records are serialised in one turn: about a millisecond."""
+TRIM_S = 1.0
+"""How often it is looked whether log can be given up."""
+RETRY_S = 5.0
+"""After a compaction that a full disk ended, the next is tried this much later."""
+
+
+class CompactionPort(Protocol):
+    """What compacting needs of the storage."""
+
+    def boundary_from(self, index: int) -> int | None:
+        """The end of the first sealed segment that ends at or behind `index`."""
+
+    def trim_target(self, keep_bytes: int, keep_bytes_max: int, needed: int | None) -> int | None:
+        """Up to where the log can be given up, if anything of it can."""
+
+    def compact(self, frozen: Frozen, then: Callable[[int | None], None]) -> None:
+        """Compact beside the loop; `then` gets the bytes of records, or None if it was given up."""
+
+    def post(self, job: Job, then: Callable[[Any], None]) -> None:
+        """Have a job done beside the loop."""
+
+
+class Compacting:
+    """One server's compactions.
+
+    - At most one is under way, from its freeze to the storage's answer.
+    - `index` is what the installed prefix speaks for; the log's start is never behind it.
+    """
+
+    def __init__(
+        self,
+        config: StorageConfig,
+        raft: Raft,
+        multiplexer: Multiplexer,
+        storage: CompactionPort,
+        index: int,
+    ) -> None:
+        self.index = index
+        self.is_stopped = False
+        """No compaction begins: a prefix of another server is about to be installed."""
+        self._config = config
+        self._raft = raft
+        self._multiplexer = multiplexer
+        self._storage = storage
+        self._applied_bytes = 0
+        self._threshold = config.compaction_log_bytes
+        self._wanted = 0
+        self._is_running = False
+        self._is_rolling = False
+        self._retry_at: float | None = None
+        self._trim_at = 0.0
+
+    # -- freezing ------------------------------------------------------------------------------
+
+    def applied(self, size_bytes: int) -> None:
+        """Note that so many bytes of log were applied."""
+        self._applied_bytes += size_bytes
+
+    def want(self, index: int) -> bool:
+        """Ask for a prefix that speaks for `index`; say whether there is one already."""
+        if self.index >= index:
+            return True
+        self._wanted = max(self._wanted, index)
+        return False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the state is to be frozen at the next boundary."""
+        if self._is_running or self.is_stopped:
+            return False
+        return self._applied_bytes >= self._threshold or self._wanted > self.index
+
+    def look(self) -> None:
+        """Freeze the state if it stands at a boundary. Called between two batches."""
+        index = self._multiplexer.index
+        if index <= self.index:
+            return
+        boundary = self._storage.boundary_from(index)
+        if boundary == index:
+            self._multiplexer.freeze()
+            self._is_running = True
+            self._applied_bytes = 0
+        elif boundary is None and self._wanted > self.index and not self._is_rolling:
+            self._is_rolling = True
+            self._storage.post(Roll(), self._rolled)
+
+    def _rolled(self, _: None) -> None:
+        self._is_rolling = False
+
+    @property
+    def is_slicing(self) -> bool:
+        """Whether there is a slice to do, so that the next turn is due at once."""
+        return self._multiplexer.freezing is not None
+
+    def slice(self) -> None:
+        """Serialise some of what was frozen; hand it over when all of it is."""
+        freeze = self._multiplexer.freezing
+        assert freeze is not None, "a slice of nothing"
+        if not freeze.step(SLICE_BYTES):
+            return
+        frozen = freeze.result()
+        configuration = self._raft.configuration_at(frozen.index)
+        frozen.records[RecordKind.CONFIGURATION, 0] = pack(
+            [configuration.index, configuration.encode()]
+        )
+        self._storage.compact(frozen, lambda records: self._compacted(frozen.index, records))
+
+    def _compacted(self, index: int, records_bytes: int | None) -> None:
+        self._is_running = False
+        if records_bytes is None:
+            self._retry_at = 0.0  # the next `tick` says when
+            return
+        self.index = index
+        self._threshold = max(self._config.compaction_log_bytes, records_bytes)
+        self._trim_at = 0.0
+
+    # -- giving log up -------------------------------------------------------------------------
+
+    def tick(self, now: float, *, disk_is_low: bool, sending: int | None) -> None:
+        """Give log up that nobody needs. `sending` is what the oldest prefix under way speaks for.
+
+        Cheap when nothing is due.
+        """
+        if self._retry_at is not None and now >= self._retry_at:
+            self._try_again(now)
+        if now < self._trim_at or self.is_stopped:
+            return
+        self._trim_at = now + TRIM_S
+        start = self._raft.log.start_index
+        if start >= self.index:
+            return
+        config = self._config
+        keep, keep_max = config.log_keep_bytes, config.log_keep_bytes_max
+        needed = self._raft.reachable_match(now)
+        if sending is not None:
+            needed = sending if needed is None else min(needed, sending)
+        if disk_is_low:
+            keep = keep_max = 0
+        target = self._storage.trim_target(keep, max(keep, keep_max), needed)
+        if target is not None and target > start:
+            # Consensus first: what it does not know any more it does not read.
+            self._raft.compact(target, now)
+            self._storage.post(Trim(target), lambda _: None)
+            self._storage.post(Sweep(), lambda _: None)
+
+    def _try_again(self, now: float) -> None:
+        """A full disk ended a compaction: have another one, which frees what that could not."""
+        if self._retry_at == 0.0:
+            self._retry_at = now + RETRY_S
+        else:
+            self._retry_at = None
+            self._wanted = max(self._wanted, self._multiplexer.index)
+
+    def deadline(self, now: float) -> float:
+        """When `tick` must be called even if nothing arrives."""
+        due = self._trim_at if self._raft.log.start_index < self.index else float("inf")
+        return due if self._retry_at is None else min(due, max(self._retry_at, now))
+
+    # -- another server's prefix ---------------------------------------------------------------
+
+    def replaced(self, multiplexer: Multiplexer, index: int) -> None:
+        """Go on with a state that was restored from another server's prefix."""
+        self._multiplexer = multiplexer
+        self.index = index
+        self.is_stopped = self._is_running = False
+        self._applied_bytes = 0
+        self._wanted = 0
