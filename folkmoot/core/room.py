@@ -40,7 +40,7 @@ from folkmoot.core.types import NodeId
 LOOK_S = 1.0
 """The disk is looked at no more often than this, if little is written."""
 LOOK_BYTES = 4 << 20
-"""So much is written at most between two looks."""
+"""So much is written at most between two looks; or an eighth of the reserve, if that is less."""
 CLEAR_FACTOR = 1.25
 """A disk that is low stays so until it has this many times the reserve, lest it flutter."""
 HEARD_FOR_S = 5 * LOOK_S
@@ -98,6 +98,7 @@ class Room:
     free_bytes: int | None = None
     """As the last look found it; None before the first."""
     shortage: Shortage | None = None
+    _look_bytes: int = attrs.field(init=False)
     _look_at: float = -math.inf
     _unlooked_bytes: int = 0
     _must_tell: bool = False
@@ -105,6 +106,9 @@ class Room:
     _heard: Shortage | None = None
     _heard_term: int = 0
     _heard_until: float = -math.inf
+
+    def __attrs_post_init__(self) -> None:
+        self._look_bytes = min(LOOK_BYTES, self.reserve_bytes // 8) or LOOK_BYTES
 
     # the disk here
 
@@ -114,7 +118,7 @@ class Room:
 
     def wants_look(self, now: float) -> bool:
         """Whether it is time to look at the disk."""
-        return now >= self._look_at or self._unlooked_bytes >= LOOK_BYTES
+        return now >= self._look_at or self._unlooked_bytes >= self._look_bytes
 
     def looked(self, free_bytes: int, now: float) -> RoomChanged | None:
         """Take what a look found; return what has changed by it."""

@@ -52,7 +52,7 @@ def test_without_a_reserve_no_disk_is_low() -> None:
 
 
 def test_the_disk_is_looked_at_once_a_second_and_after_so_many_bytes() -> None:
-    here = room()
+    here = room(1 << 30)
     assert here.wants_look(0.0), "nobody knows yet"
     here.looked(5000, 0.0)
     assert not here.wants_look(LOOK_S - 0.01)
@@ -63,6 +63,15 @@ def test_the_disk_is_looked_at_once_a_second_and_after_so_many_bytes() -> None:
     assert here.wants_look(0.5)
     here.looked(5000, 0.5)
     assert not here.wants_look(0.5)
+
+
+def test_a_small_reserve_is_not_written_away_between_two_looks() -> None:
+    here = room(8000)
+    here.looked(9000, 0.0)
+    here.wrote(999)
+    assert not here.wants_look(0.0)
+    here.wrote(1)
+    assert here.wants_look(0.0)
 
 
 def test_only_a_disk_that_is_low_is_watched_while_nothing_happens() -> None:

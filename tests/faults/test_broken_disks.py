@@ -140,7 +140,8 @@ from folkmoot.core.client import Client
 from folkmoot.node import Node
 
 async def main():
-    config = NodeConfig(data_dir=sys.argv[1], storage=StorageConfig(segment_bytes=1 << 20))
+    storage = StorageConfig(segment_bytes=1 << 20, reserve_bytes=0)  # it is to fill up
+    config = NodeConfig(data_dir=sys.argv[1], storage=storage)
     acknowledged = 0
     try:
         async with Node(config) as node, Client([node.client_address], node.transport) as client:
@@ -275,9 +276,10 @@ async def test_a_declared_error_is_an_answer_and_any_other_stops_the_server() ->
 async def test_storage_full_is_told_apart() -> None:
     files = MemoryFiles()
     files.capacity_bytes = 3 << 20
+    storage = StorageConfig(segment_bytes=1 << 20, reserve_bytes=0)
     with pytest.raises(StorageFull):  # noqa: PT012
         async with (
-            Node(NodeConfig(storage=StorageConfig(segment_bytes=1 << 20)), files=files) as node,
+            Node(NodeConfig(storage=storage), files=files) as node,
             folkmoot.core.client.Client([node.client_address], node.transport) as client,
         ):
             users = client.resource("users", "map")
