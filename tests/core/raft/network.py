@@ -363,7 +363,9 @@ class Network:
     def turn(self, node_id: int) -> None:
         """Do what the node's core wants done, until it wants nothing."""
         node = self.nodes[node_id]
+        said = sum(self.sent.values())
         while ready := node.raft.ready():
+            assert sum(self.sent.values()) < said + 1000, f"node {node_id} does not fall silent"
             self._record(node, ready)
             for peer, message in ready.messages:
                 invariants.check_spoken(node, peer, message)

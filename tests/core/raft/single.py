@@ -72,7 +72,8 @@ class Single:
         log: Iterable[Batch] = (),
         config: RaftConfig | None = None,
         seed: int = 0,
-        compaction: tuple[int, int] = (0, 0),
+        start: tuple[int, int] = (0, 0),
+        committed: int = 0,
     ) -> None:
         self.now = 10.0
         self.config = config or RaftConfig()
@@ -81,7 +82,8 @@ class Single:
             config=self.config,
             configuration=configuration or voters(1, 2, 3),
             hard_state=HardState(term, None if voted_for is None else NodeId(voted_for)),
-            log=LogView.recovered(*compaction, log),
+            log=LogView.recovered(*start, log),
+            committed_index=committed,
             rng=random.Random(seed),
             now=self.now,
         )
@@ -96,6 +98,7 @@ class Single:
         """Take what is ready, store it, apply it; return the messages that left."""
         messages: list[tuple[int, Message]] = []
         while ready := self.raft.ready():
+            assert len(messages) < 1000, f"there is always more to say: {messages[-1]}"
             self._note(ready)
             messages += ready.messages
             self.raft.applied(ready.commit_index)
@@ -133,6 +136,23 @@ class Single:
 
     def durable(self, number: int | None = None) -> list[tuple[int, Message]]:
         self.raft.durable(number or self.writes[-1].number, self.now)
+        return self.turn()
+
+    def install(
+        self,
+        index: int,
+        term: int,
+        *,
+        log_time: int = 0,
+        configuration: Configuration | None = None,
+    ) -> list[tuple[int, Message]]:
+        """Let a prefix that ends with `index` arrive."""
+        base = configuration or voters(1, 2, 3)
+        self.raft.install(index, term, log_time, base, self.now)
+        return self.turn()
+
+    def compact(self, index: int) -> list[tuple[int, Message]]:
+        self.raft.compact(index, self.now)
         return self.turn()
 
     def propose(self, *texts: str) -> Batch:

@@ -101,7 +101,7 @@ def test_bug_b5_a_batch_across_the_commit_index_is_refused() -> None:
 
 
 def test_bug_b6_an_append_from_below_the_prefix_is_no_conflict() -> None:
-    server = Single(log=batches((3, 2), after=9), term=3, compaction=(9, 3))
+    server = Single(log=batches((3, 2), after=9), term=3, start=(9, 3))
     stale = batches((1, 4), (2, 1), (3, 4), (3, 2), (3, 1))
     reply = server.ask(2, Append(3, 0, 0, 12, 1, stale), AppendReply)
     assert (reply.success, reply.match_index, server.raft.last_index) == (True, 12, 12)

@@ -40,8 +40,8 @@ class Chaos:
             network.run(rng.expovariate(20))
             self.check_leases()
             acts = [self.propose, self.read, self.crash, self.cut, self.heal, self.hand_over]
-            acts += [self.change_disk, self.compact]
-            rng.choices(acts, [10, 5, 0.5, 1, 1, 0.3, 1, 2])[0]()
+            acts += [self.change_disk, self.compact, self.change_interest]
+            rng.choices(acts, [10, 5, 0.5, 1, 1, 0.3, 1, 2, 1])[0]()
             self.check_reads()
 
     def demand_progress(self) -> None:
@@ -95,6 +95,10 @@ class Chaos:
         node = self.rng.choice(list(self.network.nodes.values()))
         if node.is_up and not node.disk.pending:
             node.disk.delay_s = self.rng.choice([0.0, self.slow_disk])
+
+    def change_interest(self) -> None:
+        node = self.rng.choice(list(self.network.nodes.values()))
+        node.raft.set_commit_interest(self.rng.random() < 0.5)
 
     def compact(self) -> None:
         """Make a prefix on some node, and let its log start anywhere below the end of it."""

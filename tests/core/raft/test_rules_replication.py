@@ -372,18 +372,3 @@ def test_a_failed_read_of_the_log_is_tried_again() -> None:
     server.raft.log_read(NodeId(2), [])
     server.turn()
     assert [r.first_index for r in server.last.log_reads] == [3]
-
-
-def test_a_follower_below_the_prefix_is_reported_once_and_kept_in_contact() -> None:
-    server = Single(log=batches((2, 1), after=9), term=2, compaction=(9, 2))
-    server.lead()
-    server.refuse(2, 10, 4)
-    changes = [e for e in server.trace if isinstance(e, ProgressChanged)]
-    assert [(e.peer, e.state) for e in changes] == [(2, "prefix")]
-    (probe,) = to(2, server.wait(0.1), Append)
-    assert (probe.prev_index, probe.prev_term, list(probe.batches)) == (9, 2, [])
-    server.refuse(2, 9, 4)
-    server.acknowledge(2, 0)
-    assert len([e for e in server.trace if isinstance(e, ProgressChanged)]) == 1
-    sent = to(2, server.acknowledge(2, 9), Append)
-    assert [b.first_index for m in sent for b in m.batches] == [10, 11]

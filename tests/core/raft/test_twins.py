@@ -8,16 +8,20 @@ import pytest
 
 from folkmoot.core.errors import FolkmootError
 from tests.core.raft import (
+    test_bugs_compaction,
     test_bugs_elections,
     test_bugs_reads,
     test_bugs_replication,
     test_chaos,
+    test_rules_compaction,
     test_rules_reads,
     test_rules_replication,
+    twins_compaction,
 )
 from tests.core.raft.twins import TWINS, planted
 
 A, B, C = test_bugs_elections, test_bugs_replication, test_bugs_reads
+E, RULES_E = test_bugs_compaction, test_rules_compaction
 
 
 def graphs() -> None:
@@ -90,16 +94,74 @@ CAUGHT_BY: dict[str, Callable[[], object]] = {
     "no_restart_silence": C.test_bug_c7_a_restarted_follower_keeps_the_promise_it_forgot,
 }
 
+CAUGHT_BY |= {
+    "compacted_beyond_what_is_applied": E.test_bug_e5_what_is_not_applied_is_never_compacted,
+    "configuration_lost_with_the_start_of_the_log": (
+        E.test_bug_d4_a_configuration_that_leaves_the_log_stays_in_force
+    ),
+    "prefix_not_known_to_be_committed": (
+        RULES_E.test_5_1_a_restarted_server_knows_that_its_prefix_is_committed
+    ),
+    "append_from_before_the_log_taken_for_a_conflict": (
+        lambda: E.test_bug_b6_an_append_from_before_the_install_is_no_conflict(18)
+    ),
+    "followers_left_where_the_log_is_gone": (
+        RULES_E.test_a_log_read_under_way_for_what_is_gone_is_ignored
+    ),
+    "late_answers_below_the_start_refused": E.test_a_late_answer_below_the_start_is_no_offence,
+    "late_success_below_the_start_believed": (
+        RULES_E.test_a_silent_pipeline_is_probed_where_the_log_starts
+    ),
+    "late_refusal_believed_below_the_match": (
+        E.test_a_late_refusal_below_the_start_asks_for_no_prefix
+    ),
+    "prefix_asked_for_at_the_end_of_the_log": (
+        lambda: RULES_E.test_5_1_an_installed_follower_is_pipelined_to_at_its_next_answer(10)
+    ),
+    "commits_told_to_who_cannot_verify_them": (
+        E.test_bug_b11_a_follower_in_prefix_on_which_clients_wait_is_not_flooded
+    ),
+    "install_at_or_below_the_commit_index": (
+        E.test_bug_e3_an_install_at_or_below_the_commit_index_is_refused
+    ),
+    "install_over_a_log_that_holds_it": (
+        RULES_E.test_figure_5_3_a_log_that_holds_the_last_entry_of_the_prefix_is_retained
+    ),
+    "candidacy_begun_by_an_install": (
+        E.test_bug_a15_an_install_begins_no_candidacy_and_touches_no_vote
+    ),
+    "configuration_of_a_prefix_ignored": (
+        E.test_bug_d4_a_discarded_configuration_is_not_in_force_after_an_install
+    ),
+    "install_keeps_a_conflicting_tail": (
+        E.test_bug_e3_what_conflicts_with_an_installed_prefix_does_not_survive_it
+    ),
+    "install_durable_at_once": E.test_bug_b7_an_install_claims_nothing_before_it_is_durable,
+    "durable_mark_kept_over_an_install": (
+        E.test_bug_b7_an_install_claims_nothing_before_it_is_durable
+    ),
+    "claims_kept_over_an_install": E.test_bug_b7_an_install_takes_back_what_waits_to_be_claimed,
+    "pending_writes_settle_what_an_install_discards": (
+        E.test_bug_b7_an_install_takes_back_what_waits_to_be_claimed
+    ),
+}
+
 BY_RANDOM_FAULTS = [
     "vote_not_persisted",
     "acknowledged_before_fsync",
     "durable_mark_kept_over_a_cut",
     "no_up_to_date_check",
+    "install_at_or_below_the_commit_index",
+    "install_durable_at_once",
+    "durable_mark_kept_over_an_install",
+    "followers_left_where_the_log_is_gone",
+    "commits_told_to_who_cannot_verify_them",
 ]
 
 
 def test_every_twin_is_listed() -> None:
     assert set(CAUGHT_BY) == set(TWINS)
+    assert twins_compaction.install_durable_at_once.__name__ in TWINS
 
 
 @pytest.mark.parametrize("name", CAUGHT_BY)
