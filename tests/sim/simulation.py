@@ -243,7 +243,7 @@ class Simulation:
 
     def _segments(self) -> int:
         stores = [member.disk.store for member in self.members.values()]
-        return sum(len(store._segments) - 1 for store in stores)
+        return sum(len(store._log.segments) - 1 for store in stores)
 
     def outcome(self) -> Outcome:
         """What came of it."""

@@ -67,7 +67,7 @@ def test_bug_f1_the_same_damage_is_cut_above_every_mark_and_refused_below_one() 
     files = MemoryFiles()
     log = Log(files)
     log.commit(batches(1, 3), term=1)
-    third = log.store._active.offsets[2]
+    third = log.store._log.active.offsets[2]
     unvouched = files.contents()
     log.commit(batches(4, 4))
     vouched = files.contents()
@@ -91,7 +91,7 @@ def test_bug_f1_a_mark_vouches_for_the_last_record_when_nothing_follows() -> Non
     log = Log(files)
     log.commit(batches(1, 3), term=1)
     log.store.mark()
-    third = log.store._active.offsets[2]
+    third = log.store._log.active.offsets[2]
     files.flip_bit(SEGMENT, third + 3)
     files.crash(random.Random(1), survive=1.0)
     with pytest.raises(StorageCorrupt, match="index 3 was durable"):
@@ -150,7 +150,7 @@ def test_bug_f4_zeros_are_no_records() -> None:
     files = MemoryFiles()
     log = Log(files)
     log.commit(batches(1, 2), term=1)
-    end = log.store._active.end
+    end = log.store._log.active.end
     assert files.contents()[SEGMENT][end:] == bytes(SMALL.segment_bytes - end)
     files.crash(random.Random(1), survive=1.0)
     log = Log(files)
@@ -164,7 +164,7 @@ def test_bug_f4_stale_records_of_another_segment_are_not_read() -> None:
     log = Log(files)
     log.commit(batches(1, 30, size_bytes=250), term=1)
     contents = files.contents()
-    first, active = contents[SEGMENT], log.store._active
+    first, active = contents[SEGMENT], log.store._log.active
     assert active.segment_id > 1
     stale = contents[active.name][: active.end] + first[HEADER_BYTES:]
     log = Log(MemoryFiles(contents | {active.name: stale}))
@@ -178,7 +178,7 @@ def test_bug_f4_a_record_behind_a_cut_one_never_comes_back() -> None:
     log = Log(files)
     log.commit(batches(1, 2), term=1)
     log.write(batches(3, 5))
-    third = log.store._active.offsets[2]
+    third = log.store._log.active.offsets[2]
     torn = bytearray(files.contents()[SEGMENT])
     torn[third] ^= 1
     files = MemoryFiles(files.contents() | {SEGMENT: bytes(torn)})
@@ -196,7 +196,7 @@ def test_bug_f4_a_good_record_of_another_history_of_the_segment_is_not_read() ->
         files = MemoryFiles()
         log = Log(files)
         log.commit([batch(1), batch(2, size_bytes=size_bytes), batch(3, size_bytes=41)], term=1)
-        disks.append((files.contents(), log.store._active.offsets[2]))
+        disks.append((files.contents(), log.store._log.active.offsets[2]))
     (mine, third), (other, foreign) = disks
     data = mine[SEGMENT][:third] + other[SEGMENT][foreign:]
     log = Log(MemoryFiles(mine | {SEGMENT: data}))
@@ -209,7 +209,7 @@ def test_bug_f5_segments_are_removed_newest_first_after_the_manifest_dropped_the
     files = WatchedFiles()
     log = Log(files)
     log.commit(batches(1, 60, size_bytes=200), term=1)
-    last = log.store._active.segment_id
+    last = log.store._log.active.segment_id
     files.done.clear()
     log.write(truncate_after=2)
     gone = [name for operation, name in files.done if operation == "unlink"]
@@ -307,10 +307,10 @@ def test_bug_f7_the_index_is_rebuilt_and_equal() -> None:
     log = Log(files)
     log.commit([batch(1, count=4), *batches(5, 50, size_bytes=130)], term=1)
     log.commit(batches(20, 40, 2), term=2, truncate_after=19)
-    before = [(one.name, one.firsts, one.offsets, one.end) for one in log.store._segments]
+    before = [(one.name, one.firsts, one.offsets, one.end) for one in log.store._log.segments]
     log.store.close()
     log = Log(files)
-    after = [(one.name, one.firsts, one.offsets, one.end) for one in log.store._segments]
+    after = [(one.name, one.firsts, one.offsets, one.end) for one in log.store._log.segments]
     assert after == before
 
 

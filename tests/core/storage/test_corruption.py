@@ -24,7 +24,7 @@ def closed_disk() -> tuple[dict[str, bytes], list[int]]:
     log = Log(files)
     for one in WHOLE:
         log.commit([one], term=1, vote=2)
-    offsets = [*log.store._active.offsets, log.store._active.end]
+    offsets = [*log.store._log.active.offsets, log.store._log.active.end]
     log.store.close()
     assert files.list("log") == ["0000000001.seg", "0000000002.seg"]
     return files.contents(), offsets
@@ -129,7 +129,7 @@ def test_a_sealed_segment_whose_last_write_never_came_is_refused() -> None:
     """What is there verifies, and ends cleanly: only MANIFEST knows that something is missing."""
     contents, _ = closed_disk()
     log = Log(MemoryFiles(contents))
-    for start in log.store._segments[0].offsets:
+    for start in log.store._log.segments[0].offsets:
         zeroed = contents[SEALED][:start].ljust(len(contents[SEALED]), b"\0")
         with pytest.raises(StorageCorrupt, match=f"{SEALED} at offset {start}: ends with index"):
             Log(MemoryFiles(contents | {SEALED: zeroed}))

@@ -192,7 +192,7 @@ def test_crash_at_every_operation_of_a_recovery(survive: int) -> None:
         log.write(batches(9, 9))
         contents = disk_of(log).contents()
         torn = bytearray(contents["log/0000000001.seg"])
-        torn[log.store._active.end - 1] ^= 1
+        torn[log.store._log.active.end - 1] ^= 1
         slot = bytearray(contents["hard_state"])
         slot[4096 + 20] ^= 1
         files = MemoryFiles(

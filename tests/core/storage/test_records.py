@@ -22,7 +22,7 @@ def with_record(one: Batch | bytes, *, durable: int = 0) -> MemoryFiles:
     files = MemoryFiles()
     log = Log(files)
     log.commit(batches(1, 3, 2), term=2)
-    active = log.store._active
+    active = log.store._log.active
     data = one if isinstance(one, bytes) else one.data
     frame, _ = encode_record(active.tag, active.chain, durable, data)
     files.write(SEGMENT, active.end, frame + data)
@@ -75,8 +75,8 @@ def test_the_chain_is_checked_whenever_records_are_read() -> None:
         log.commit([batch(1), batch(2, size_bytes=size_bytes), batch(3)], term=1)
         disks.append((files, log))
     (mine, log), (other, foreign) = disks
-    third, theirs = log.store._active.offsets[2], foreign.store._active.offsets[2]
-    mine.write(SEGMENT, third, other.read(SEGMENT, theirs, foreign.store._active.end - theirs))
+    third, theirs = log.store._log.active.offsets[2], foreign.store._log.active.offsets[2]
+    mine.write(SEGMENT, third, other.read(SEGMENT, theirs, foreign.store._log.active.end - theirs))
     with pytest.raises(StorageCorrupt, match=f"{SEGMENT} at offset {third}: chained to"):
         log.all()
 

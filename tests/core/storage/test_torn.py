@@ -57,7 +57,7 @@ def test_the_last_write_of_a_segment_torn_at_every_byte(behind: str) -> None:
         assert files.size(SEGMENT) == SMALL.segment_bytes, "preallocated again"
         if torn is not None:
             assert torn.file.endswith(SEGMENT)
-            assert torn.offset == log.store._active.end
+            assert torn.offset == log.store._log.active.end
             assert torn.offset + torn.size_bytes <= max(at, written.start) + 100
         # The stale bytes are gone for good: what is appended now is never followed by them.
         log.commit(batches(log.store.last_index + 1, log.store.last_index + 1, 2), term=2)

@@ -254,7 +254,7 @@ def test_an_idle_log_is_marked(inline: bool) -> None:
         else:
             server.submit(index)
             server.heard()
-        end = server.store._active.end
+        end = server.store._log.active.end
         while files.marks.get(timeout=WAIT_S) != end:
             pass
     assert not server.store.wants_mark
