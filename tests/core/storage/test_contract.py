@@ -32,7 +32,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
 def test_a_new_log_is_empty_and_durable_in_full(disk: Disk) -> None:
     store = open_log(disk())
     assert store.recovered.created
-    assert (store.first_index, store.last_index, store.durable_index) == (1, 0, 0)
+    assert (store.start.index, store.last_index, store.durable_index) == (0, 0, 0)
     assert store.hard_state == HardState(0, None)
     assert list(store.batches()) == []
     assert store.read(1, 1000) == []

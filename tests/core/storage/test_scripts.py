@@ -28,6 +28,7 @@ from folkmoot.core.batch import Batch, Group, Kind, encode_batch
 from folkmoot.core.config import StorageConfig
 from folkmoot.core.errors import StorageError
 from folkmoot.core.storage.log_store import HardState, Identity, LogStore
+from folkmoot.core.storage.manifest import Point
 from folkmoot.core.storage.memory import MemoryFiles
 from folkmoot.core.types import NodeId
 
@@ -39,6 +40,7 @@ IDENTITY = Identity(b"c" * 16, NodeId(1), b"bootstrap")
 class Write:
     number: int
     hard_state: HardState | None = None
+    install: Point | None = None
     truncate_after: int | None = None
     batches: list[Batch] = attrs.field(factory=list)
 

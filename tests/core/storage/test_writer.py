@@ -274,12 +274,12 @@ def test_the_next_segment_is_prepared_by_the_worker(inline: bool) -> None:
         else:
             server.submit(index)
             server.heard()
-        if server.store._prepared_bytes == SMALL.segment_bytes:
+        if server.store._log.next.is_ready:
             break
     while files.made.get(timeout=WAIT_S) != "log/0000000002.seg":
         pass
     server.writer.close()
-    assert server.store._prepared_bytes == SMALL.segment_bytes
+    assert server.store._log.next.is_ready
     server.store.close()
 
 
