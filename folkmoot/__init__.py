@@ -55,7 +55,7 @@ if TYPE_CHECKING:
         UsageError,
         WouldBlock,
     )
-    from folkmoot.core.machine import Context, Machine, QueryContext, command, query
+    from folkmoot.core.machine import Context, Machine, QueryContext, command, frees, query
     from folkmoot.core.types import ConnectionState, Consistency
     from folkmoot.node import Node
     from folkmoot.primitives._grant import Grant
@@ -154,6 +154,7 @@ __all__ = [
     "Vacant",
     "WouldBlock",
     "command",
+    "frees",
     "open",
     "query",
 ]
@@ -237,6 +238,7 @@ _HOMES = {
     "Vacant": "folkmoot.primitives.election",
     "WouldBlock": "folkmoot.core.errors",
     "command": "folkmoot.core.machine",
+    "frees": "folkmoot.core.machine",
     "open": "folkmoot.cluster",
     "query": "folkmoot.core.machine",
 }

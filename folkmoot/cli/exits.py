@@ -30,7 +30,8 @@ class ExitCode(enum.IntEnum):
     CANNOT_START = 73
     """The server cannot start: its address is in use, or another process has its data directory."""
     STORAGE = 74
-    """The disk failed, is full or holds damaged data; the server stopped."""
+    """The disk failed, is full or holds damaged data, and the server stopped; or the leader's is
+    so nearly full that the write was refused."""
     NOT_GRANTED = 75
     """The lock or the leadership was not granted in time; the command was not run."""
     PROTOCOL = 76
@@ -102,6 +103,11 @@ _TABLE: tuple[tuple[type[errors.FolkmootError], ExitCode, str], ...] = (
     ),
     (errors.DirectoryLocked, ExitCode.CANNOT_START, ""),
     (CannotStart, ExitCode.CANNOT_START, ""),
+    (
+        errors.StorageFull,
+        ExitCode.STORAGE,
+        "`folkmoot status` shows how much each server has free",
+    ),
     (errors.StorageError, ExitCode.STORAGE, ""),
     (errors.UsageError, ExitCode.USAGE, ""),
     (errors.FolkmootError, ExitCode.REFUSED, ""),

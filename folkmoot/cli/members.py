@@ -74,6 +74,16 @@ class MemberView:
     """Entries of the leader's log that it has not confirmed to the leader; None where unknown."""
 
     @property
+    def storage(self) -> Mapping[str, Any]:
+        """What it says of its disk; empty when it is down."""
+        return self.status.get("storage", {}) if self.status else {}
+
+    @property
+    def is_low(self) -> bool:
+        """Whether its disk has less free than its reserve."""
+        return bool(self.storage.get("low"))
+
+    @property
     def role(self) -> str:
         """Its role in its own words, or "down"."""
         return str(self.status["role"]) if self.status else "down"
@@ -97,7 +107,9 @@ class MemberView:
             else None,  # one of them is this question
             "uptime_s": status.get("uptime_s"),
             "version": status.get("version"),
-            "trouble": self.trouble or None,
+            "free_bytes": self.storage.get("free_bytes"),
+            "disk_low": self.is_low,
+            "trouble": self.trouble or ("disk low" if self.is_low else None),
         }
 
 
@@ -124,11 +136,17 @@ class ClusterView:
 
     @property
     def health(self) -> str:
-        """One word on the whole: "healthy", "degraded" (a member is down), "no leader", "down"."""
+        """One word on the whole.
+
+        "healthy", "degraded" (a member is down), "disk low" (the leader's: writes are refused),
+        "no leader" or "down".
+        """
         if not self.up:
             return "down"
         if self.leader is None:
             return "no leader"
+        if self.leader.is_low:
+            return "disk low"
         return "healthy" if self.up == len(self.members) else "degraded"
 
     def as_data(self) -> dict[str, Any]:

@@ -72,6 +72,18 @@ def printable(text: str, *, keep: str = "") -> str:
     )
 
 
+def size(count_bytes: int | None) -> str:
+    """A size in bytes for people; "-" where it is unknown, or has no end (in memory)."""
+    if count_bytes is None or count_bytes >= 1 << 60:
+        return "-"
+    amount, unit = float(count_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024:
+            break
+        amount, unit = amount / 1024, larger
+    return f"{amount:.1f} {unit}" if amount < 10 and unit != "B" else f"{amount:.0f} {unit}"
+
+
 def duration(seconds: float | None) -> str:
     """A duration with its unit: "4 ms", "1.2 s", "3 min", "5 h", "2 d"."""
     if seconds is None:

@@ -9,7 +9,7 @@ import click
 
 from folkmoot.cli.exits import ExitCode
 from folkmoot.cli.options import Command, Options
-from folkmoot.cli.output import duration
+from folkmoot.cli.output import duration, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,16 +29,23 @@ COLUMNS = {
     "lag": "lag",
     "clients": "clients",
     "uptime": "up for",
+    "free": "disk free",
     "trouble": "trouble",
 }
-_RIGHT = ("node", "term", "commit_index", "applied_index", "lag", "clients", "uptime")
+_RIGHT = ("node", "term", "commit_index", "applied_index", "lag", "clients", "uptime", "free")
 _COLOUR = {
     "leader": "bold green",
     "down": "bold red",
     "candidate": "yellow",
     "pre_candidate": "yellow",
 }
-_HEALTH = {"healthy": "green", "degraded": "yellow", "no leader": "red", "down": "red"}
+_HEALTH = {
+    "healthy": "green",
+    "degraded": "yellow",
+    "disk low": "red",
+    "no leader": "red",
+    "down": "red",
+}
 
 
 @click.command(cls=Command)
@@ -58,8 +65,8 @@ def status(options: Options, watch: bool, interval: float, sessions: bool) -> in
     Each member is asked for itself, so this works without a leader too. The exit status is 0 while
     the cluster serves (even with a member down), 69 when it has no leader or nobody answers.
 
-    In a pipe: node, role, address, term, commit index, applied index, lag, clients, uptime,
-    trouble.
+    In a pipe: node, role, address, term, commit index, applied index, lag, clients, uptime, free
+    disk space, trouble.
     """
     import anyio
 
@@ -151,7 +158,12 @@ class Rate:
 def rows(view: ClusterView) -> list[dict[str, Any]]:
     """The members as rows of COLUMNS."""
     return [
-        {**row, "node": row["node_id"], "uptime": duration(row["uptime_s"])}
+        {
+            **row,
+            "node": row["node_id"],
+            "uptime": duration(row["uptime_s"]),
+            "free": size(row["free_bytes"]),
+        }
         for row in (member.row() for member in view.members)
     ]
 

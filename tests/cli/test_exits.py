@@ -35,6 +35,7 @@ def test_every_error_of_the_tree_has_an_exit_code(kind: type[errors.FolkmootErro
         (errors.OutcomeUnknown, ExitCode.OUTCOME_UNKNOWN),
         (errors.ResourceTypeError, ExitCode.REFUSED),
         (errors.StorageCorrupt, ExitCode.STORAGE),
+        (errors.StorageFull, ExitCode.STORAGE),
         (errors.DirectoryLocked, ExitCode.CANNOT_START),
         (errors.RemoteProtocolError, ExitCode.PROTOCOL),
     ],

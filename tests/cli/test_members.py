@@ -80,3 +80,15 @@ def test_the_rate_is_measured_between_two_looks() -> None:
     rate = Rate()
     assert rate.of(view(answer(1, "leader", 1, commit=10)), 1.0) is None
     assert rate.of(view(answer(1, "leader", 1, commit=30)), 3.0) == 10.0
+
+
+def test_a_disk_that_is_low_is_shown_and_the_leaders_is_the_clusters_trouble() -> None:
+    low = {"storage": {"free_bytes": 95 << 20, "reserve_bytes": 128 << 20, "low": True}}
+    roomy = {"storage": {"free_bytes": 1 << 62, "reserve_bytes": 128 << 20, "low": False}}
+    found = view(answer(1, "leader", 2) | low, answer(2, "follower", 2) | roomy, answer(3, "x", 2))
+    assert found.health == "disk low"
+    shown = [(row["free"], row["trouble"], row["disk_low"]) for row in rows(found)]
+    assert shown == [("95 MiB", "disk low", True), ("-", None, False), ("-", None, False)]
+    found = view(answer(1, "leader", 2) | roomy, answer(2, "follower", 2) | low, answer(3, "x", 2))
+    assert found.health == "healthy", "writes go on"
+    assert rows(found)[1]["trouble"] == "disk low"

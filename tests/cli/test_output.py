@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from folkmoot.cli.output import Output, duration, jsonable, printable
+from folkmoot.cli.output import Output, duration, jsonable, printable, size
 
 ROWS: list[dict[str, Any]] = [
     {"name": "a\tb", "size": 1, "more": b"\xff"},
@@ -85,6 +85,13 @@ def test_printable_text_can_be_told_from_escapes() -> None:
     assert printable("a\\tb") == "a\\\\tb"
     assert printable("a\tb") == "a\\tb"
     assert printable("\u202e\x9b") == "\\u202e\\x9b"
+
+
+def test_sizes_have_their_unit() -> None:
+    sizes = (None, 1 << 62, 0, 9, 1023, 1536, 95 << 20, 1023 << 20, 12 << 40)
+    assert [size(count) for count in sizes] == [
+        "-", "-", "0 B", "9 B", "1023 B", "1.5 KiB", "95 MiB", "1023 MiB", "12 TiB",
+    ]  # fmt: skip
 
 
 def test_durations_have_their_unit() -> None:
