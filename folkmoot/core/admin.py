@@ -27,6 +27,8 @@ def status(replica: Replica, arguments: list[Any], now: float) -> dict[str, Any]
     progress = consensus.get("progress", {})
     configuration = raft.configuration
     leader, leader_address = replica.leader_fields()
+    prefixes = replica.prefixes.status()
+    sending = prefixes["sending"]
     members = []
     for node_id, (peer_address, client_address) in sorted(configuration.members.items()):
         known = progress.get(node_id, {})
@@ -41,6 +43,7 @@ def status(replica: Replica, arguments: list[Any], now: float) -> dict[str, Any]
                 else known.get("match_index"),
                 "state": "self" if node_id == replica.node_id else known.get("state"),
                 "last_contact_s": known.get("silent_s"),
+                "prefix": sending.get(node_id),
             }
         )
     return {
@@ -61,6 +64,7 @@ def status(replica: Replica, arguments: list[Any], now: float) -> dict[str, Any]
         "sessions": len(multiplexer.sessions),
         "resources": len(multiplexer.directory.resources),
         "connections": len(replica.front.connections),
+        "receiving": prefixes["receiving"],
         "storage": {**replica.storage.status(), **replica.room.status()},
         "loop": {
             "turns": replica.counts.turns,

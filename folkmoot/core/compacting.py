@@ -125,13 +125,13 @@ class Compacting:
     @property
     def is_slicing(self) -> bool:
         """Whether there is a slice to do, so that the next turn is due at once."""
-        return self._multiplexer.freezing is not None
+        return self._multiplexer.freezing is not None and not self.is_stopped
 
     def slice(self) -> None:
         """Serialise some of what was frozen; hand it over when all of it is."""
         freeze = self._multiplexer.freezing
         assert freeze is not None, "a slice of nothing"
-        if not freeze.step(SLICE_BYTES):
+        if self.is_stopped or not freeze.step(SLICE_BYTES):
             return
         frozen = freeze.result()
         configuration = self._raft.configuration_at(frozen.index)
@@ -193,10 +193,10 @@ class Compacting:
 
     # -- another server's prefix ---------------------------------------------------------------
 
-    def replaced(self, multiplexer: Multiplexer, index: int) -> None:
+    def replaced(self, multiplexer: Multiplexer) -> None:
         """Go on with a state that was restored from another server's prefix."""
         self._multiplexer = multiplexer
-        self.index = index
+        self.index = multiplexer.index
         self.is_stopped = self._is_running = False
         self._applied_bytes = 0
         self._wanted = 0

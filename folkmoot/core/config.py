@@ -97,6 +97,8 @@ class StorageConfig:
     """
     log_keep_bytes_max: int = _number(256 << 20, 0, 1 << 40)
     """The same, while a follower that answers still needs it. Beyond it, it is sent the prefix."""
+    transfer_bytes_per_s: int = _number(16 << 20, 1 << 10, 1 << 40)
+    """A leader sends prefixes no faster, to all followers together."""
     fsync: bool = True
     """False only for tests and measurements: an acknowledgement then survives no power cut."""
     inline_sync_max_s: float = _number(0.002, 0.0, 0.1)

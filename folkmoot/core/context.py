@@ -58,12 +58,12 @@ class EntryContext(ReadContext):
     """
 
     __slots__ = (
-        "_add_retained",
-        "_add_superseded",
         "_bytes_max",
         "_changes",
         "_count_max",
         "_deadlines",
+        "_retained_items",
+        "_superseded_items",
         "bereft",
         "dirty",
         "effect",
@@ -100,8 +100,8 @@ class EntryContext(ReadContext):
     def begin_period(self) -> None:
         """Book retained and superseded items to the ledger of the period that has begun."""
         ledger = self._changes.ledger
-        self._add_retained = ledger.retained.append
-        self._add_superseded = ledger.superseded.append
+        self._retained_items = ledger.retained
+        self._superseded_items = ledger.superseded
 
     def publish(
         self, sessions: int | Iterable[int], kind: str, payload: Any = None, *, keep: bool = False
@@ -150,7 +150,7 @@ class EntryContext(ReadContext):
             self._retain_many(count)
             return
         self.retained = index
-        self._add_retained(index)
+        self._retained_items.append(index)
 
     def supersede(self, index: int, ordinal: int = 0) -> None:
         """Say that an item is gone (see `Context.supersede`)."""
@@ -158,12 +158,12 @@ class EntryContext(ReadContext):
         if ordinal:
             self._changes.ledger.superseded_parts.append((index, ordinal))
         else:
-            self._add_superseded(index)
+            self._superseded_items.append(index)
 
     def supersede_all(self, indexes: Iterable[int]) -> None:
         """Say that the only items of these entries are gone."""
         self.effect = self.index
-        self._changes.ledger.superseded.extend(indexes)
+        self._superseded_items.extend(indexes)
 
     def name_retained(self) -> None:
         """Note what resource the entry named, if it owns items: it does not say the id."""

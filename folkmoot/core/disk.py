@@ -44,6 +44,7 @@ class DiskDriver:
         self.trim_target = store.trim_target
         self.post = self._housekeeping.post
         self.compact = self._housekeeping.compact
+        self.received = store.incoming.read_back
         self.stop_compaction = self._housekeeping.stop_compaction
         self.crowded = False
         """Whether the loop has other work waiting, so that a sync of its own would hold it up."""

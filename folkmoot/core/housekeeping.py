@@ -107,7 +107,7 @@ class Housekeeping:
         self._jobs.put((frozen, then))
 
     def stop_compaction(self, then: Then) -> None:
-        """Leave a compaction unfinished, and forget what was frozen: the state is replaced."""
+        """Leave a compaction unfinished; what was frozen for it stays, in case there is another."""
         self._jobs.put((_STOP, then))
 
     def take_done(self) -> None:
@@ -144,7 +144,6 @@ class Housekeeping:
             self._begin(job, then)
         elif isinstance(job, _Stop):
             self._give_up()
-            self._frozen.clear()
             self._finish(then, None)
         else:
             self._finish(then, self._do(job))
@@ -164,10 +163,12 @@ class Housekeeping:
 
     def _begin(self, frozen: Frozen, then: Then) -> None:
         assert self._compaction is None, f"a compaction to {frozen.index} during another"
-        if frozen.index <= self._store.compaction.index:
-            self._finish(then, None)  # another server's prefix came first
+        # What was frozen before another server's prefix was installed is of no use any more.
+        installed = self._store.compaction.index
+        self._frozen = [one for one in (*self._frozen, frozen) if one.index > installed]
+        if not self._frozen:
+            self._finish(then, None)
             return
-        self._frozen.append(frozen)
         self._compaction = self._store.compact(self._frozen)
         self._steps = self._compaction.steps()
         self._compacted = then

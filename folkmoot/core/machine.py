@@ -149,16 +149,16 @@ class Operation:
     required: int
     frees: bool = False
     """Taken even while the disk is almost full (see `frees`)."""
-    _fitting: set[tuple[type, ...]] = attrs.field(factory=set, init=False, eq=False, repr=False)
+    fitting: set[tuple[type, ...]] = attrs.field(factory=set, init=False, eq=False, repr=False)
     """Types of arguments that were found to fit: the next such call is checked by one look-up."""
 
     def check(self, args: list[Any]) -> None:
         """Raise BadCommand unless `args` fits the signature."""
         signature = tuple(map(type, args))
-        if signature not in self._fitting:
+        if signature not in self.fitting:
             self._check(args)
-            if len(self._fitting) < _FITTING_MAX:
-                self._fitting.add(signature)
+            if len(self.fitting) < _FITTING_MAX:
+                self.fitting.add(signature)
 
     def _check(self, args: list[Any]) -> None:
         allowed = self.allowed

@@ -76,6 +76,7 @@ class Multiplexer:
         self._changes = Changes(self._deadlines)
         self.directory = Directory(registry, limits, self.sessions, self._deadlines, self._changes)
         self._limits = limits
+        self._registry = registry
         self._read_context = ReadContext(self.sessions)
         context = EntryContext(self.sessions, self._deadlines, self._changes, limits)
         self._frame = EntryFrame(
@@ -203,6 +204,10 @@ class Multiplexer:
         found._changes.begin(found.index)
         found._frame.context.begin_period()
         return found
+
+    def successor(self, source: PrefixSource) -> Generator[int, None, Self]:
+        """Make another state, with the same machines and limits, from a prefix; see `restoring`."""
+        return self.restoring(self._registry, self._limits, source)
 
     def snapshot(self) -> bytes:
         """Encode the whole state, to compare servers: equal states, equal bytes.

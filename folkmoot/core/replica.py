@@ -24,8 +24,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import attrs
+
 from folkmoot.core.batch import Batch
-from folkmoot.core.compacting import Compacting, CompactionPort
+from folkmoot.core.compacting import Compacting
 from folkmoot.core.config import NodeConfig
 from folkmoot.core.connection import ClientConnection
 from folkmoot.core.errors import Overloaded, SequenceGap
@@ -42,7 +44,10 @@ from folkmoot.core.forwarding import (
 from folkmoot.core.front import Front
 from folkmoot.core.intake import Intake
 from folkmoot.core.multiplexer import Applied, Multiplexer
+from folkmoot.core.prefix_exchange import PrefixExchange, PrefixPort
+from folkmoot.core.prefix_frames import is_prefix
 from folkmoot.core.raft import Raft, Ready, Role, Write
+from folkmoot.core.raft.trace import TraceEvent
 from folkmoot.core.reading import ReadDesk
 from folkmoot.core.requests import FrameType
 from folkmoot.core.room import Room, Shortage
@@ -56,7 +61,7 @@ _NOT_CONSUMED = frozenset({SequenceGap.code, Overloaded.code})
 """Answers that leave the sequence unused: the commands are routed again rather than answered."""
 
 
-class StoragePort(CompactionPort, Protocol):
+class StoragePort(PrefixPort, Protocol):
     """Where writes go. Completion comes back as `Replica.durable(number)`."""
 
     def submit(self, writes: Sequence[Write]) -> None:
@@ -70,6 +75,20 @@ class StoragePort(CompactionPort, Protocol):
 
     def status(self) -> dict[str, Any]:
         """Plain data for operators."""
+
+
+@attrs.frozen
+class PrefixDiscarded(TraceEvent):
+    """A prefix that was received is not what it should be; it is sent anew."""
+
+    why: str
+
+
+@attrs.frozen
+class PrefixTaken(TraceEvent):
+    """This server serves from another server's prefix now."""
+
+    index: int
 
 
 class PeerPort(Protocol):
@@ -112,6 +131,9 @@ class Replica:
         self.router = Router(config, raft, multiplexer, self.intake, self.counts)
         self.room = Room(config.node_id, config.storage.reserve_bytes)
         self.compacting = Compacting(config.storage, raft, multiplexer, storage, multiplexer.index)
+        self.prefixes = PrefixExchange(
+            raft, self.compacting, storage, config.storage.transfer_bytes_per_s, self._post
+        )
         self.reads = ReadDesk()
         self.front = Front(self)
         self.trace: Callable[[Any], None] = lambda event: None
@@ -136,6 +158,8 @@ class Replica:
             self.router.take_forwarded(decode_forward(body))
         elif frame_type == ROOM:
             self.room.heard(*decode_room(sender, body), now)
+        elif is_prefix(frame_type):
+            self.prefixes.heard(sender, frame_type, body, now)
         else:
             self.raft.step(sender, decode_consensus(frame_type, body), now)
 
@@ -185,6 +209,7 @@ class Replica:
             self._take_effects(ready)
         if raft.role is Role.LEADER and self.room.must_tell(raft.term):
             self._tell_room()
+        self._exchange_prefixes(now)
         if self._outbox:
             self._flush_peers()
         if self.multiplexer.index < self._applicable:
@@ -203,13 +228,13 @@ class Replica:
         return self._due
 
     def _deadline(self, now: float) -> float:
-        if self._more_to_apply or self.compacting.is_slicing:
+        if self._more_to_apply or self.compacting.is_slicing or self.prefixes.is_busy:
             return now
         due = self.raft.deadline()
         retry = self.intake.retry_at()
         if retry is not None:
             due = min(due, retry)
-        due = min(due, self.compacting.deadline(now))
+        due = min(due, self.compacting.deadline(now), self.prefixes.deadline(now))
         return min(due, self.router.deadline(now), self.room.deadline())
 
     def shortage(self, now: float) -> Shortage | None:
@@ -289,7 +314,31 @@ class Replica:
             compacting.look()
         if compacting.is_slicing:
             compacting.slice()
-        compacting.tick(now, disk_is_low=self.room.shortage is not None, sending=None)
+        sending = self.prefixes.sender.oldest
+        compacting.tick(now, disk_is_low=self.room.shortage is not None, sending=sending)
+
+    def _exchange_prefixes(self, now: float) -> None:
+        """Send and receive prefixes, and go over to one that was installed."""
+        wrong = self.prefixes.turn(self.multiplexer, now)
+        if wrong is not None:
+            self.trace(PrefixDiscarded(wrong))
+        state = self.prefixes.install.take(self._applicable)
+        if state is not None:
+            self._go_over(state)
+
+    def _go_over(self, state: Multiplexer) -> None:
+        """Serve from a state that another server's prefix brought.
+
+        It is ahead of what was told to clients here by steps that were never taken here, so they
+        are sent away: their sessions are in it, and resume here or elsewhere.
+        """
+        for connection in list(self.front.connections):
+            connection.link.close("this server has fallen behind and went over to a newer state")
+            self.front.closed(connection)
+        self.multiplexer = self.router.multiplexer = state
+        self.compacting.replaced(state)
+        self.raft.applied(state.index)
+        self.trace(PrefixTaken(state.index))
 
     def _next_batches(self, commit_index: int) -> list[Batch]:
         first = self.multiplexer.index + 1

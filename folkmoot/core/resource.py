@@ -63,7 +63,8 @@ class Resource:
         operation = self.commands.get(name)
         if operation is None:
             raise self._unknown(name, "command")
-        operation.check(args)
+        if tuple(map(type, args)) not in operation.fitting:  # in place, as this is the hot path
+            operation.check(args)
         return operation.function(self.machine, context, *args)
 
     def ask(self, context: QueryContext, name: str, args: list[Any]) -> Any:

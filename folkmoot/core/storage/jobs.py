@@ -89,14 +89,18 @@ class ReadArchive:
 
 @attrs.frozen
 class BeginReceiving:
-    """Receive the archive with this table; what is here of it already is kept."""
+    """Receive the archive with this table, keeping what is here of it already.
+
+    Answers how many bytes of each file are.
+    """
 
     exclusive: ClassVar[bool] = False
-    table: bytes
+    table: bytes = attrs.field(repr=False)
 
-    def run(self, store: LogStore) -> None:
+    def run(self, store: LogStore) -> list[int]:
         """Do it."""
         store.incoming.begin(self.table)
+        return list(store.incoming.have)
 
 
 @attrs.frozen
