@@ -100,7 +100,9 @@ class PrefixSender:
             return
         below = self._raft.followers_below_log()
         for peer, one in list(self._sendings.items()):
-            if now - one.heard_at > SILENCE_S or self._raft.role is not Role.LEADER:
+            silent_s = now - one.heard_at
+            is_done = peer not in below and silent_s > 2 * OFFER_S
+            if is_done or silent_s > SILENCE_S or self._raft.role is not Role.LEADER:
                 self._drop(peer)
         if self._opened is not None and not below:
             self._close(self._opened)

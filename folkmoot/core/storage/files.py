@@ -239,10 +239,11 @@ class DirectoryFiles:
                 raise _failed(f"cannot close {self.root / name}", error) from error
 
     def rename(self, old: str, new: str) -> None:
-        """Rename; handles kept for either name are closed."""
+        """Rename, into a directory that is made where it is missing. Kept handles are closed."""
         self.release(old)
         self.release(new)
         try:
+            (self.root / new).parent.mkdir(mode=0o700, exist_ok=True)
             (self.root / old).replace(self.root / new)
         except OSError as error:
             raise _failed(f"cannot rename {self.root / old} to {new}", error) from error
