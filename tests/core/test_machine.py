@@ -100,7 +100,7 @@ def test_remembered_signatures_are_bounded() -> None:
         for b in values:
             for c in values:
                 operation.check([a, b, c])
-    assert len(operation._fitting) == 64
+    assert len(operation.fitting) == 64
 
 
 def test_an_operation_takes_plain_positional_arguments_only() -> None:
