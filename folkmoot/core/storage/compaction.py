@@ -39,10 +39,12 @@ from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.items_output import ItemsOutput
 from folkmoot.core.storage.manifest import PrefixFileEntry
 from folkmoot.core.storage.operation_spans import OperationSpans
-from folkmoot.core.storage.prefix_file import SUBDIR, ItemsBlock, read_items
-from folkmoot.core.storage.prefix_store import ItemsFile, PrefixStore
+from folkmoot.core.storage.prefix_blocks import ItemsBlock
+from folkmoot.core.storage.prefix_file import SUBDIR, read_items
+from folkmoot.core.storage.prefix_store import PrefixStore
 from folkmoot.core.storage.segment import Segment, read_records
 from folkmoot.core.storage.state_file import write_state
+from folkmoot.core.storage.stored_prefix import ItemsFile
 from folkmoot.transport.codec import pack, unpack
 
 STEP_COUNT = 1024

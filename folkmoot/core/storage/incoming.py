@@ -25,7 +25,8 @@ from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.manifest import PrefixFileEntry
 from folkmoot.core.storage.prefix_file import SUBDIR as PREFIX
 from folkmoot.core.storage.prefix_file import file_name, verified_bytes
-from folkmoot.core.storage.prefix_store import PrefixStore, StoredPrefix
+from folkmoot.core.storage.prefix_store import PrefixStore
+from folkmoot.core.storage.stored_prefix import StoredPrefix
 
 SUBDIR = "incoming"
 _TABLE = f"{SUBDIR}/TABLE"

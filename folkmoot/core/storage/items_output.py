@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.manifest import FileKind
-from folkmoot.core.storage.prefix_file import (
+from folkmoot.core.storage.prefix_blocks import (
     BLOCK_BYTES,
     ENTRY_BYTES,
     ItemsBlock,
-    PrefixFileWriter,
     encode_items,
     fits_behind,
 )
-from folkmoot.core.storage.prefix_store import ItemsFile, PrefixStore
+from folkmoot.core.storage.prefix_file import PrefixFileWriter
+from folkmoot.core.storage.prefix_store import PrefixStore
+from folkmoot.core.storage.stored_prefix import ItemsFile
 
 _SYNC_BYTES = 1 << 20
 """So much is synced at once: the log's own syncs wait behind no more than that."""

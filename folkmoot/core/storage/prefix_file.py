@@ -11,209 +11,57 @@ decide what is kept (`compaction`), nor which files count (`manifest`).
     128      record | record | ... to the end of the file
 
     record   the log's frame (segment.py: tag, size, previous, durable 0, check), then a block
-    block    size_bytes u32 | crc32 u32 (of all behind it) | kind u8 | 3 zeros | count u32 | body
-    ITEMS    base_index u64 | base_time u64 | offsets u32[count] | times u32[count]
-             | sessions u64[count] | resources u64[count] | sizes u32[count]
-             | parts_bytes u32 | parts | operations
-    RECORDS  record ...: kind u8 | 7 zeros | id u64 | size_bytes u32 | bytes
+             (prefix_blocks.py), in an items file of entries, in a state file of records
 
 - A file is written once, from its header to its end, and never changed. MANIFEST says where it ends
   and what its chain is there, so a file that is too short, too long or another one is found out.
-- Columns come first, so what lives can be judged without looking at the operations. An operation is
-  as the client sent it, msgpack [resource, name, arguments, perhaps a fence], or what trimming left
-  of it. Its index is base_index + offset, its log time base_time + time.
-- `parts` is msgpack [[position, bytes], ...] for entries that own several items: one byte for each
-  ordinal, 1 where it lived when this was written.
-- LIVENESS, a record of the state file for each items file (its id is that file's first index), says
-  what lives of it: msgpack [zlib of one byte per entry, parts as above]. It is frozen with the
-  compaction index, never recomputed.
+- Records stand in order of (kind, id). The kinds are core/prefix.py's `RecordKind`, and one of the
+  storage's own behind them: LIVENESS, for each items file (its id is that file's first index), says
+  what lives of it: msgpack [zlib of one byte per entry, parts as in the blocks]. It is frozen with
+  the compaction index, never recomputed.
 
-All integers are little-endian. Who drives it: `compaction`, `prefix_store`, `archive`.
+All integers are little-endian. Who drives it: `items_output`,
+`state_file`, `stored_prefix`, `archive`, `incoming`.
 """
 
 from __future__ import annotations
 
 import struct
-import sys
 import zlib
-from array import array
-from collections.abc import Iterator, Sequence
-from itertools import compress
+from collections.abc import Iterator
 
 import attrs
 
-from folkmoot.core.errors import RemoteProtocolError, StorageCorrupt, StorageError
+from folkmoot.core.errors import StorageCorrupt, StorageError
 from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.manifest import FileKind, PrefixFileEntry
+from folkmoot.core.storage.prefix_blocks import (
+    CRC_FROM,
+    ITEMS_BLOCK,
+    RECORDS_BLOCK,
+    ItemsBlock,
+    Record,
+    decode_block,
+    decode_items,
+    decode_records,
+)
 from folkmoot.core.storage.segment import RECORD_BYTES, corrupt, decode_record, encode_record
-from folkmoot.transport.codec import pack, unpack
 
 SUBDIR = "prefix"
 HEADER_BYTES = 128
-BLOCK_BYTES = 64 << 10
-"""A block is closed when it has about so many: one step of whoever writes or reads."""
-ENTRY_BYTES = 28
-"""What an entry takes in the columns."""
+LIVENESS = 5
+"""Kind of the records that are the storage's own."""
 _READ_BYTES = 1 << 20
 _MAGIC = b"FMPREFIX"
 _VERSION = 1
 _HEADER = struct.Struct("<8sIIQQQ16s")
 _CRC = struct.Struct("<I")
-_BLOCK = struct.Struct("<IIB3xI")
-_ITEMS = struct.Struct("<QQ")
-_RECORD = struct.Struct("<B7xQI")
-_CRC_FROM = 8
-_COLUMN_MAX = (1 << 32) - 1
-_IS_BIG_ENDIAN = sys.byteorder == "big"
-
-ITEMS_BLOCK = 1
-RECORDS_BLOCK = 2
-LIVENESS = 5
-"""Kind of a record that is the storage's own; those below are core/prefix.py's `RecordKind`."""
-
-Record = tuple[int, int, bytes]
-"""(kind, id, bytes)"""
+_KINDS = frozenset(FileKind)
 
 
 def file_name(kind: FileKind, file_id: int) -> str:
     """Return a prefix file's name."""
     return f"{SUBDIR}/{file_id:010d}.{'items' if kind is FileKind.ITEMS else 'state'}"
-
-
-@attrs.define(eq=False)
-class ItemsBlock:
-    """Entries in order of index, as parallel columns."""
-
-    indexes: array[int]
-    times: list[int]
-    sessions: array[int]
-    resources: array[int]
-    operations: list[bytes]
-    parts: dict[int, bytes]
-    """Position -> one byte per ordinal, for the entries that own several items."""
-
-    def __len__(self) -> int:
-        return len(self.indexes)
-
-    @classmethod
-    def empty(cls) -> ItemsBlock:
-        """Make one to add to."""
-        return cls(array("Q"), [], array("Q"), array("Q"), [], {})
-
-    def extend(self, more: ItemsBlock) -> None:
-        """Add another block's entries."""
-        count = len(self)
-        for at, mask in more.parts.items():
-            self.parts[count + at] = mask
-        self.indexes.extend(more.indexes)
-        self.times.extend(more.times)
-        self.sessions.extend(more.sessions)
-        self.resources.extend(more.resources)
-        self.operations.extend(more.operations)
-
-    def select(self, chosen: Sequence[int]) -> ItemsBlock:
-        """Return the entries for which `chosen` has no 0."""
-        places = {at: place for place, at in enumerate(compress(range(len(self)), chosen))}
-        return ItemsBlock(
-            array("Q", compress(self.indexes, chosen)),
-            list(compress(self.times, chosen)),
-            array("Q", compress(self.sessions, chosen)),
-            array("Q", compress(self.resources, chosen)),
-            list(compress(self.operations, chosen)),
-            {places[at]: mask for at, mask in self.parts.items() if at in places},
-        )
-
-
-def encode_items(block: ItemsBlock) -> bytes:
-    """Encode entries, at least one, whose indexes and times span less than 2^32."""
-    base_index, base_time = block.indexes[0], block.times[0]
-    parts = pack([[position, mask] for position, mask in sorted(block.parts.items())])
-    body = b"".join(
-        (
-            _ITEMS.pack(base_index, base_time),
-            _column("I", [index - base_index for index in block.indexes]),
-            _column("I", [time - base_time for time in block.times]),
-            _column("Q", block.sessions),
-            _column("Q", block.resources),
-            _column("I", [len(operation) for operation in block.operations]),
-            _CRC.pack(len(parts)),
-            parts,
-            *block.operations,
-        )
-    )
-    return _encode_block(ITEMS_BLOCK, len(block), body)
-
-
-def fits_behind(block: ItemsBlock, index: int, time: int) -> bool:
-    """Say whether an entry may still be added: the columns hold differences of 32 bits."""
-    if not block.indexes:
-        return True
-    return index - block.indexes[0] <= _COLUMN_MAX and time - block.times[0] <= _COLUMN_MAX
-
-
-def decode_items(body: bytes, count: int) -> ItemsBlock:
-    """Decode the body of an ITEMS block. Raises ValueError where it does not add up."""
-    base_index, base_time = _ITEMS.unpack_from(body)
-    at = _ITEMS.size
-    columns: list[array[int]] = []
-    for code in "IIQQI":
-        column = array(code)
-        column.frombytes(body[at : at + count * column.itemsize])
-        if len(column) != count:
-            raise ValueError(f"a column of {len(column)} entries, the block has {count}")
-        if _IS_BIG_ENDIAN:
-            column.byteswap()
-        columns.append(column)
-        at += count * column.itemsize
-    offsets, times, sessions, resources, sizes = columns
-    parts_bytes = _CRC.unpack_from(body, at)[0]
-    at += _CRC.size
-    parts = dict(unpack(body[at : at + parts_bytes]))
-    at += parts_bytes
-    operations: list[bytes] = []
-    for size_bytes in sizes:
-        operations.append(body[at : at + size_bytes])
-        at += size_bytes
-    if at != len(body):
-        raise ValueError(f"operations of {at} bytes in a body of {len(body)}")
-    indexes = array("Q", [base_index + offset for offset in offsets])
-    return ItemsBlock(
-        indexes, [base_time + time for time in times], sessions, resources, operations, parts
-    )
-
-
-def encode_records(records: Sequence[Record]) -> bytes:
-    """Encode records as one block."""
-    parts: list[bytes] = []
-    for kind, key, data in records:
-        parts += (_RECORD.pack(kind, key, len(data)), data)
-    return _encode_block(RECORDS_BLOCK, len(records), b"".join(parts))
-
-
-def decode_records(body: bytes, count: int) -> list[Record]:
-    """Decode the body of a RECORDS block. Raises ValueError where it does not add up."""
-    records = []
-    at = 0
-    for _ in range(count):
-        kind, key, size_bytes = _RECORD.unpack_from(body, at)
-        at += _RECORD.size + size_bytes
-        records.append((kind, key, body[at - size_bytes : at]))
-    if at != len(body):
-        raise ValueError(f"records of {at} bytes in a body of {len(body)}")
-    return records
-
-
-def _column(code: str, values: Sequence[int]) -> bytes:
-    column = array(code, values)
-    if _IS_BIG_ENDIAN:
-        column.byteswap()
-    return column.tobytes()
-
-
-def _encode_block(kind: int, count: int, body: bytes) -> bytes:
-    size_bytes = _BLOCK.size + len(body)
-    tail = _BLOCK.pack(size_bytes, 0, kind, count)[_CRC_FROM:] + body
-    return struct.pack("<II", size_bytes, zlib.crc32(tail)) + tail
 
 
 class PrefixFileWriter:
@@ -304,6 +152,8 @@ def read_header(files: Files, name: str) -> FileHeader:
             f"{where}: format version {version}, this program knows {_VERSION}; "
             "use the release that wrote this directory, or a newer one"
         )
+    if kind not in _KINDS:
+        raise corrupt(where, 0, f"a file of kind {kind}")
     return FileHeader(FileKind(kind), file_id, first_index, node_id, cluster_id, crc or 1)
 
 
@@ -375,14 +225,14 @@ def _walk(
     chain, offset = header.tag, HEADER_BYTES
     yield offset, chain, None
     while offset < entry.end:
-        at = window.at(offset, RECORD_BYTES + _CRC_FROM)
+        at = window.at(offset, RECORD_BYTES + CRC_FROM)
         record = decode_record(window.data, at, header.tag)
         if isinstance(record, str):
             yield record
             return
         block_bytes, previous, _, check = record
         at = window.at(offset, RECORD_BYTES + block_bytes) + RECORD_BYTES
-        block = _decode_block(window.data[at : at + block_bytes], block_bytes)
+        block = decode_block(window.data[at : at + block_bytes], block_bytes)
         if previous != chain:
             block = f"chained to {previous:08x}, the record before is {chain:08x}"
         if isinstance(block, str):
@@ -393,40 +243,43 @@ def _walk(
         yield offset, chain, block
 
 
-def _decode_block(data: bytes, size_bytes: int) -> tuple[int, int, bytes] | str:
-    """Verify a block and return (kind, count, body), or why it does not verify."""
-    if len(data) < size_bytes or size_bytes < _BLOCK.size:
-        return f"a block of {size_bytes} bytes, {len(data)} are there"
-    said_bytes, crc, kind, count = _BLOCK.unpack_from(data)
-    found = zlib.crc32(memoryview(data)[_CRC_FROM:])
-    if (said_bytes, crc) != (size_bytes, found):
-        return (
-            f"a block of {size_bytes} bytes with checksum {found:08x} says {said_bytes}, {crc:08x}"
-        )
-    return kind, count, data[_BLOCK.size :]
-
-
 def read_items(files: Files, name: str, entry: PrefixFileEntry) -> Iterator[ItemsBlock]:
-    """Yield the blocks of an items file."""
+    """Yield the blocks of an items file, in order of index within what it speaks for."""
+    last_index = entry.first_index - 1
     for kind, count, body in read_blocks(files, name, entry):
         try:
             if kind != ITEMS_BLOCK:
                 raise ValueError(f"a block of kind {kind}")
-            yield decode_items(body, count)
-        except (ValueError, TypeError, struct.error, RemoteProtocolError) as error:
-            raise StorageCorrupt(
-                f"{files.describe(name)}: a block does not decode: {error}"
-            ) from error
+            block = decode_items(body, count)
+            if not (count and last_index < block.indexes[0] <= block.indexes[-1]):
+                raise ValueError(f"{count} entries behind index {last_index}: {block.indexes[:1]}")
+            last_index = block.indexes[-1]
+            if last_index > entry.last_index:
+                raise ValueError(f"an entry of index {last_index}, MANIFEST says {entry}")
+        except ValueError as error:
+            raise _undecodable(files, name, error) from error
+        yield block
 
 
 def read_records(files: Files, name: str, entry: PrefixFileEntry) -> Iterator[list[Record]]:
-    """Yield the records of a state file, block by block."""
+    """Yield the records of a state file, block by block, in order."""
+    last = (0, 0)
     for kind, count, body in read_blocks(files, name, entry):
         try:
             if kind != RECORDS_BLOCK:
                 raise ValueError(f"a block of kind {kind}")
-            yield decode_records(body, count)
-        except (ValueError, struct.error) as error:
-            raise StorageCorrupt(
-                f"{files.describe(name)}: a block does not decode: {error}"
-            ) from error
+            records = decode_records(body, count)
+            for record in records:
+                if record[:2] <= last:
+                    raise ValueError(f"record {record[:2]} behind {last}")
+                last = record[:2]
+        except ValueError as error:
+            raise _undecodable(files, name, error) from error
+        yield records
+
+
+def _undecodable(files: Files, name: str, why: ValueError) -> StorageCorrupt:
+    return StorageCorrupt(
+        f"{files.describe(name)}: a block does not decode: {why}; "
+        "rebuild this member from the others, or restore a backup"
+    )

@@ -11,23 +11,25 @@ Who drives it: `compaction`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
 
-from folkmoot.core.prefix import Frozen
+from folkmoot.core.prefix import Frozen, RecordKey
 from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.manifest import FileKind, PrefixFileEntry
-from folkmoot.core.storage.prefix_file import (
+from folkmoot.core.storage.prefix_blocks import (
     BLOCK_BYTES,
-    LIVENESS,
-    PrefixFileWriter,
+    RECORD_HEAD_BYTES,
     Record,
     encode_records,
-    file_name,
-    read_records,
 )
-from folkmoot.core.storage.prefix_store import ItemsFile, PrefixStore
+from folkmoot.core.storage.prefix_file import LIVENESS, PrefixFileWriter, file_name, read_records
+from folkmoot.core.storage.prefix_store import PrefixStore
+from folkmoot.core.storage.stored_prefix import ItemsFile
 
 _SYNC_BYTES = 1 << 20
+_RUN_COUNT = 1024
+"""So many changes are sorted in one step."""
 
 
 def write_state(
@@ -42,13 +44,16 @@ def write_state(
     writer = PrefixFileWriter(files, FileKind.STATE, file_id, 1, owner)
     block: list[Record] = []
     size_bytes = 0
-    for record in _all_records(files, store, frozen, items_files):
-        block.append(record)
-        size_bytes += len(record[2])
+    for record in _all_records(_old_records(files, store), frozen.records, items_files):
+        if record is not None:
+            block.append(record)
+            size_bytes += RECORD_HEAD_BYTES + len(record[2])
         if size_bytes >= BLOCK_BYTES:
             writer.append(encode_records(block))
-            writer.flush(_SYNC_BYTES)
             block, size_bytes = [], 0
+            writer.flush(_SYNC_BYTES)
+            yield writer.size_bytes, None
+        elif record is None:
             yield writer.size_bytes, None
     if block:
         writer.append(encode_records(block))
@@ -56,31 +61,48 @@ def write_state(
 
 
 def _all_records(
-    files: Files, store: PrefixStore, frozen: Frozen, items_files: Sequence[ItemsFile]
+    old: Iterator[list[Record]],
+    changes: Mapping[RecordKey, bytes | None],
+    items_files: Sequence[ItemsFile],
+) -> Iterator[Record | None]:
+    """Yield all records in order, and None where a step has done enough without one."""
+    runs: list[list[RecordKey]] = []
+    keys = list(changes)
+    for start in range(0, len(keys), _RUN_COUNT):
+        chunk = keys[start : start + _RUN_COUNT]
+        runs.append(sorted(key for key in chunk if changes[key] is not None))
+        yield None
+    new = _new_records(heapq.merge(*runs), changes)
+    one = next(new, None)
+    for block in old:
+        for record in block:
+            while one is not None and one[:2] < record[:2]:
+                yield one
+                one = next(new, None)
+            if record[:2] not in changes:
+                yield record
+        yield None
+    while one is not None:
+        yield one
+        one = next(new, None)
+    for items in items_files:
+        yield LIVENESS, items.entry.first_index, items.liveness()
+        yield None
+
+
+def _new_records(
+    keys: Iterator[RecordKey], changes: Mapping[RecordKey, bytes | None]
 ) -> Iterator[Record]:
-    changes = frozen.records
-    new = iter(sorted(key for key, data in changes.items() if data is not None))
-    key = next(new, None)
-    for kind, number, data in _old_records(files, store):
-        while key is not None and key < (kind, number):
-            yield (*key, changes[key] or b"")
-            key = next(new, None)
-        if (kind, number) not in changes:
-            yield kind, number, data
-    while key is not None:
-        yield (*key, changes[key] or b"")
-        key = next(new, None)
-    for one in items_files:
-        yield LIVENESS, one.entry.first_index, one.liveness()
+    for key in keys:
+        data = changes[key]
+        assert data is not None, f"record {key} is none any more"
+        yield (*key, data)
 
 
-def _old_records(files: Files, store: PrefixStore) -> Iterator[Record]:
+def _old_records(files: Files, store: PrefixStore) -> Iterator[list[Record]]:
+    """Yield the records of the last state file, without the liveness, which stands last."""
     if not store.entries:
         return
     state = store.entries[0]
-    name = file_name(state.kind, state.file_id)
-    for block in read_records(files, name, state):
-        for record in block:
-            if record[0] == LIVENESS:
-                return  # they stand last
-            yield record
+    for block in read_records(files, file_name(state.kind, state.file_id), state):
+        yield [record for record in block if record[0] < LIVENESS]
