@@ -68,6 +68,9 @@ def status(replica: Replica, arguments: list[Any], now: float) -> dict[str, Any]
         "storage": {**replica.storage.status(), **replica.room.status()},
         "loop": {
             "turns": replica.counts.turns,
+            "turn_ms_p99": replica.counts.turn_ms(0.99),
+            "turn_ms_p999": replica.counts.turn_ms(0.999),
+            "turns_by_ms": list(replica.counts.turns_by_ms),
             "longest_turn_ms": round(replica.counts.longest_turn_s * 1000, 3),
             "busy_s": round(replica.counts.busy_s, 3),
             "entries_applied": replica.counts.entries_applied,

@@ -11,6 +11,7 @@ are waiting in its sockets.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from itertools import chain
 
 import attrs
@@ -23,6 +24,9 @@ from folkmoot.core.multiplexer import Multiplexer
 from folkmoot.core.raft import Raft, Role
 from folkmoot.core.sessions import decode_keep_alive, encode_expire, encode_keep_alive
 from folkmoot.core.types import NodeId
+
+TURN_BOUNDS_MS = tuple(round(0.1 * 1.25**step, 3) for step in range(40))
+"""Turns are counted by how long they took: upper bounds of the classes, the last one has none."""
 
 
 @attrs.define
@@ -38,10 +42,22 @@ class Counts:
     longest_turn_s: float = 0.0
     busy_s: float = 0.0
     """Time spent in turns; told by whoever has a clock for it."""
+    turns_by_ms: list[int] = attrs.field(factory=lambda: [0] * (len(TURN_BOUNDS_MS) + 1))
+    """Turns in each class of TURN_BOUNDS_MS."""
+
+    def turn_ms(self, share: float) -> float:
+        """Return how long (ms) that share of the turns took at most, up to the next bound."""
+        left = share * sum(self.turns_by_ms)
+        for count, bound in zip(self.turns_by_ms, TURN_BOUNDS_MS, strict=False):
+            left -= count
+            if left <= 0:
+                return bound
+        return self.longest_turn_s * 1000
 
     def turn_took(self, elapsed_s: float) -> None:
         """Count the time of one turn."""
         self.busy_s += elapsed_s
+        self.turns_by_ms[bisect_left(TURN_BOUNDS_MS, elapsed_s * 1000)] += 1
         self.longest_turn_s = max(self.longest_turn_s, elapsed_s)
 
 
