@@ -194,14 +194,14 @@ def disks_that_run_low(world: Simulation) -> None:
     No disk fills up: what is taken while one is low stays far below what is left.
     """
     rng = world.random("room")
-    reserve_bytes = world.options.storage().reserve_bytes
 
     def change() -> None:
         if world.is_healing:
             return
         for member in world.members.values():
             if rng.random() < 0.5:
-                member.disk.limit(reserve_bytes // 2 if rng.random() < 0.6 else None)
+                low = rng.random() < 0.6
+                member.disk.limit(member.config.storage.reserve_bytes // 2 if low else None)
         world.scheduler.after(rng.uniform(0.2, 2.5), change)
 
     world.nemesis.start()
