@@ -109,6 +109,9 @@ class Compaction:
         self._owner = owner
         self._config = config
         self._old = list(store.items_files)
+        self._many = array("Q", frozen.ledger.retained_many)
+        self._copied = 0
+        """Entries of the log that the present step has copied."""
         self._dead: set[int] = set()
         """Entries of the log, above `after`, whose item 0 is superseded."""
         self._dead_parts: dict[int, set[int]] = {}
@@ -138,12 +141,12 @@ class Compaction:
 
     def give_up(self) -> None:
         """Leave it unfinished. Its files go with the next `sweep`."""
-        self._output.close()
         self._store.give_up()
 
     # -- mark ----------------------------------------------------------------------------------
 
     def _mark(self) -> Iterator[None]:
+        """Note in the files, and for the log in `_dead` and `_dead_parts`, what is superseded."""
         ledger = self._frozen.ledger
         firsts = [one.entry.first_index for one in self._old]
         found: dict[int, list[tuple[int, int]]] = {}
@@ -154,16 +157,18 @@ class Compaction:
                 else:
                     found.setdefault(bisect_right(firsts, index) - 1, []).append((index, 0))
             yield
-        for index, ordinal in ledger.superseded_parts:
-            if index > self.after:
-                self._dead_parts.setdefault(index, set()).add(ordinal)
-            else:
-                found.setdefault(bisect_right(firsts, index) - 1, []).append((index, ordinal))
-        yield
+        for parts in _chunks(ledger.superseded_parts):
+            for index, ordinal in parts:
+                if index > self.after:
+                    self._dead_parts.setdefault(index, set()).add(ordinal)
+                else:
+                    found.setdefault(bisect_right(firsts, index) - 1, []).append((index, ordinal))
+            yield
         for at, items in sorted(found.items()):
+            assert at >= 0, f"{items[0]} died, and no file is from an index so low: {firsts[:1]}"
             self._old[at] = one = self._old[at].copy()
-            for chunk in _chunks(items):
-                for index, ordinal in chunk:
+            for some in _chunks(items):
+                for index, ordinal in some:
                     one.supersede(_position(one, index), ordinal)
                 yield
 
@@ -259,25 +264,27 @@ class Compaction:
             for batch in read_records(data, segment.tag, start, where):
                 if at < len(live) and batch.last_index >= live[at]:
                     at = yield from self._copy_batch(batch, live, at)
+            self._copied = 0
             yield
 
     def _retained(self, segment: Segment) -> Iterator[list[int]]:
-        """Yield the entries of a segment that own something, in order."""
-        ledger, dead = self._frozen.ledger, self._dead
+        """Yield the entries of a segment that own something still, in order."""
+        dead, ones, many = self._dead, self._frozen.ledger.retained, self._many
         first, last = max(segment.first_index, self.after + 1), min(segment.last_index, self.index)
-        many = sorted(index for index in ledger.retained_many if first <= index <= last)
-        retained = ledger.retained
-        begin, end = bisect_left(retained, first), bisect_right(retained, last)
-        taken = 0
-        for start in range(begin, end, STEP_COUNT):
-            chunk = retained[start : min(start + STEP_COUNT, end)]
+        at, end = bisect_left(ones, first), bisect_right(ones, last)
+        many_at, many_end = bisect_left(many, first), bisect_right(many, last)
+        while at < end or many_at < many_end:
+            chunk = ones[at : min(at + STEP_COUNT, end)]
+            more = many[many_at : min(many_at + STEP_COUNT, many_end)]
+            if chunk and more:
+                upto = min(chunk[-1], more[-1])
+                chunk, more = chunk[: bisect_right(chunk, upto)], more[: bisect_right(more, upto)]
             found = [index for index in chunk if index not in dead]
-            upto = bisect_right(many, chunk[-1])
-            if upto > taken:
-                found = sorted([*found, *filter(self._mask, many[taken:upto])])
-                taken = upto
+            if more:
+                found = sorted([*found, *filter(self._mask, more)])
             yield found
-        yield [index for index in many[taken:] if self._mask(index)]
+            at += len(chunk)
+            many_at += len(more)
 
     def _mask(self, index: int) -> bytes:
         """Return a byte per ordinal for an entry that owns several items; empty if all are dead."""
@@ -301,7 +308,9 @@ class Compaction:
                 for start in range(at, end, STEP_COUNT):
                     chunk = live[start : min(start + STEP_COUNT, end)]
                     self._copy_entries(chunk, batch.log_time, session, spans, first)
-                    if end - at > STEP_COUNT:
+                    self._copied += len(chunk)
+                    if self._copied >= STEP_COUNT:
+                        self._copied = 0
                         yield
                 at = end
             first += group.count

@@ -100,9 +100,3 @@ class ItemsOutput:
         self._begun.entry = self._writer.close(last_index)
         self.files.append(self._begun)
         self._writer = None
-
-    def close(self) -> None:
-        """Let go of a file that was begun."""
-        if self._writer is not None:
-            self._disk.release(self._writer.name)
-            self._writer = None
