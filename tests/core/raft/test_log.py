@@ -12,7 +12,7 @@ from folkmoot.core.raft import LogView
 from tests.core.raft.network import voters
 from tests.core.raft.single import batches, configuration_batch
 
-CACHE_BYTES = 400
+CACHE_BYTES = 150
 
 
 class LogAgainstList(RuleBasedStateMachine):
