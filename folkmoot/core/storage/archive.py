@@ -23,12 +23,14 @@ import attrs
 from folkmoot.core.errors import RemoteProtocolError
 from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.manifest import FileKind, Manifest, Point, PrefixFileEntry
-from folkmoot.core.storage.prefix_file import file_name, read_header
+from folkmoot.core.storage.prefix_file import HEADER_BYTES, file_name, read_header
 from folkmoot.core.storage.prefix_store import PrefixStore
 from folkmoot.transport.codec import pack, unpack
 
 FILES_MAX = 1 << 16
 """More files than this in one table are refused when it is decoded."""
+_NUMBER_MAX = (1 << 64) - 1
+_CHAIN_MAX = (1 << 32) - 1
 
 
 @attrs.frozen
@@ -40,17 +42,26 @@ class ArchiveFile:
     entry: PrefixFileEntry
     """Its `file_id` is the origin's."""
 
+    @property
+    def identity(self) -> tuple[int, int, int]:
+        """What no two files share: who made it, its number there, and its chain.
+
+        The numbers of a node may come again in a cluster that was restored from a backup.
+        """
+        return self.origin, self.entry.file_id, self.entry.chain
+
     def encode(self) -> list[int]:
         """Return plain data."""
         return [self.origin, *map(int, attrs.astuple(self.entry))]
 
     @classmethod
     def decode(cls, fields: Sequence[int]) -> ArchiveFile:
-        """Rebuild from `encode`'s data. Raises ValueError."""
-        origin, kind, *rest = fields
-        if len(rest) != 5 or not all(type(field) is int and field >= 0 for field in fields):
+        """Rebuild from `encode`'s data. Raises ValueError or TypeError."""
+        origin, kind, file_id, first_index, last_index, end, chain = _numbers(fields)
+        if end <= HEADER_BYTES or chain > _CHAIN_MAX:
             raise ValueError(f"{fields} does not describe a file")
-        return cls(origin, PrefixFileEntry(FileKind(kind), *rest))
+        entry = PrefixFileEntry(FileKind(kind), file_id, first_index, last_index, end, chain)
+        return cls(origin, entry)
 
 
 @attrs.frozen
@@ -81,28 +92,40 @@ class ArchiveTable:
         fields: Any = unpack(data)
         try:
             cluster_id, epoch, point, files = fields
-            index, term, log_time = point
-            if len(cluster_id) != 16 or len(files) > FILES_MAX:
-                raise ValueError(f"cluster id {cluster_id!r}, {len(files)} files")
+            if type(cluster_id) is not bytes or len(cluster_id) != 16 or len(files) > FILES_MAX:
+                raise ValueError(f"cluster id {cluster_id!r:.40}, {len(files)} files")
+            epoch, index, term, log_time = _numbers([epoch, *point])
             table = cls(
                 cluster_id,
                 epoch,
                 Point(index, term, log_time),
                 tuple(ArchiveFile.decode(one) for one in files),
             )
-            wrong = table.manifest_check()
+            wrong = table.check()
         except (TypeError, ValueError) as error:
             raise RemoteProtocolError(f"a prefix's table of {len(data)} bytes: {error}") from error
         if wrong:
             raise RemoteProtocolError(f"a prefix's table: {wrong}")
         return table
 
-    def manifest_check(self) -> str:
+    def check(self) -> str:
         """Return why no MANIFEST could list these files; empty if one could."""
+        if not self.files:
+            return f"no files for index {self.point.index}"
+        if len({one.identity for one in self.files}) != len(self.files):
+            return "a file is listed twice"
         entries = tuple(
             attrs.evolve(one.entry, file_id=at) for at, one in enumerate(self.files, start=1)
         )
         return Manifest(b"", 0, b"", (), self.point, Point(), entries).check_files()
+
+
+def _numbers(fields: Sequence[Any]) -> list[int]:
+    """Return fields that are numbers as MANIFEST holds them. Raises ValueError or TypeError."""
+    numbers = [field for field in fields if type(field) is int and 0 <= field <= _NUMBER_MAX]
+    if len(numbers) != len(fields):
+        raise ValueError(f"{fields!r:.80} are not all numbers")
+    return numbers
 
 
 def archive_id(table: bytes) -> bytes:
@@ -117,7 +140,7 @@ class Archive:
     """
 
     def __init__(self, files: Files, store: PrefixStore, manifest: Manifest) -> None:
-        """Take the listed prefix, of which there must be one."""
+        """Take the listed prefix, of which there must be one. Nobody may replace it meanwhile."""
         assert manifest.files, "an archive of a prefix that does not exist"
         self._files = files
         self._store = store

@@ -4,7 +4,8 @@ What it is: the only way in which the storage touches the outside. `DirectoryFil
 `memory.MemoryFiles` is the same contract in memory, with faults. What it is not: it knows nothing
 of segments, batches or terms, and it never decides what to do about an error.
 
-Who drives it: `LogStore`, from one thread at a time. `read` alone may be called from any thread.
+Who drives it: `LogStore`. What is done to one file is done by one thread at a time; to different
+ones, by the log's writer and by the housekeeping at once. `read` may be called from any thread.
 
 Because every durable step of the storage is one call here, this seam is also the place for
 failpoints: `MemoryFiles` counts the calls and cuts the power at the n-th. There are no others, and
@@ -152,11 +153,11 @@ class DirectoryFiles:
         self._lock_handle = handle
 
     def create(self, name: str, size_bytes: int = 0) -> None:
-        """Make a new file; its directory too where it is missing."""
+        """Make a new file; its directory too where it is missing, durably."""
         path = self.root / name
         assert name not in self._handles, f"{name} is already open"
         try:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
+            self._make_directory(path.parent)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._handles[name] = os.open(path, flags, 0o600)
         except OSError as error:
@@ -243,7 +244,7 @@ class DirectoryFiles:
         self.release(old)
         self.release(new)
         try:
-            (self.root / new).parent.mkdir(mode=0o700, exist_ok=True)
+            self._make_directory((self.root / new).parent)
             (self.root / old).replace(self.root / new)
         except OSError as error:
             raise _failed(f"cannot rename {self.root / old} to {new}", error) from error
@@ -299,6 +300,12 @@ class DirectoryFiles:
                 raise _failed(f"cannot open {path}", error) from error
             self._handles[name] = handle
         return handle
+
+    def _make_directory(self, path: Path) -> None:
+        """Make a directory where it is missing; its own name is durable then."""
+        if not path.is_dir():
+            path.mkdir(mode=0o700, exist_ok=True)
+            self._sync_path(self.root)
 
     @staticmethod
     def _sync_path(path: Path) -> None:

@@ -77,7 +77,7 @@ class LogStore:
         self._log = SegmentedLog(files, config, opened.manifest, opened.segments, self.counters)
         self._trimmed: list[Segment] = []
         self.prefix = PrefixStore(files, opened.manifest)
-        self.incoming = Incoming(files)
+        self.incoming = Incoming(files, self.compaction.index)
         self._guard = FailStop()
         self._written_number = 0
         self.recovered = opened.recovered

@@ -9,7 +9,7 @@ from a crash. A file that is listed and missing is corruption.
 What it is not: it holds no state that changes with every write.
 
     magic 8 | version u32 | size_bytes u32 (of all) | cluster_id 16 | node_id u64 | epoch u64
-    | compaction point | start point
+    | restore_id 16 | compaction point | start point
     | bootstrap size u32 | prefix files u32 | segments u32 | 4 zeros
     | bootstrap | prefix file ... | segment ... | crc32 u32
     point        index u64 | term u64 | log_time u64
@@ -44,11 +44,12 @@ NAME = "MANIFEST"
 NEW_NAME = "MANIFEST.new"
 _MAGIC = b"FMMANIFE"
 _VERSION = 2
-_HEAD = struct.Struct("<8sII16sQQQQQQQQIII4x")
+_HEAD = struct.Struct("<8sII16sQQ16sQQQQQQIII4x")
 _HEAD_1 = struct.Struct("<8sII16sQQQII")
 _FILE = struct.Struct("<I4xQQQQI4x")
 _SEGMENT = struct.Struct("<QQQQI4x")
 _CHECK = struct.Struct("<I")
+NEVER_RESTORED = bytes(16)
 
 
 @attrs.frozen
@@ -98,7 +99,8 @@ class Manifest:
     Invariants:
     - there is at least one segment, and exactly the last is active (`end` 0);
     - ids differ; from the start point on segments follow one another without a gap;
-    - the start point is not behind the compaction point, which is not behind the log's end;
+    - the start point is not behind the compaction point, which is the start point itself or the end
+      of a sealed segment;
     - above compaction index 0 the first prefix file is the state file, of exactly that index; the
       others are items files in order of index, at or below it, without overlap.
     """
@@ -112,6 +114,8 @@ class Manifest:
     files: tuple[PrefixFileEntry, ...] = ()
     epoch: int = 0
     """How often this cluster's state was restored from a backup."""
+    restore_id: bytes = NEVER_RESTORED
+    """Names the restore that this cluster began with: it is part of what makes its cluster id."""
 
     def check(self) -> str:
         """Return what is wrong with it; empty if nothing."""
@@ -133,6 +137,9 @@ class Manifest:
             last_index = entry.last_index
         if self.segments[-1].end:
             return f"the last segment {self.segments[-1]} is sealed"
+        index = self.compaction.index
+        if index > self.start.index and index not in [one.last_index for one in self.segments[:-1]]:
+            return f"the prefix ends at {index}, where no segment does"
         return ""
 
     def check_files(self) -> str:
@@ -167,7 +174,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
     body = b"".join(
         (
             _HEAD.pack(
-                _MAGIC, _VERSION, size_bytes, m.cluster_id, m.node_id, m.epoch,
+                _MAGIC, _VERSION, size_bytes, m.cluster_id, m.node_id, m.epoch, m.restore_id,
                 *attrs.astuple(m.compaction), *attrs.astuple(m.start),
                 len(bootstrap), len(m.files), len(m.segments),
             ),
@@ -210,7 +217,7 @@ def decode_manifest(data: bytes, where: str = NAME) -> Manifest:
 def _decode(data: bytes, where: str) -> Manifest:
     if len(data) < _HEAD.size + _CHECK.size:
         raise _corrupt(where, 0, f"{len(data)} bytes are too few")
-    _, _, _, cluster_id, node_id, epoch, *rest = _HEAD.unpack_from(data)
+    _, _, _, cluster_id, node_id, epoch, restore_id, *rest = _HEAD.unpack_from(data)
     *points, bootstrap_bytes, file_count, segment_count = rest
     files_at = _HEAD.size + bootstrap_bytes
     segments_at = files_at + file_count * _FILE.size
@@ -232,6 +239,7 @@ def _decode(data: bytes, where: str) -> Manifest:
         Point(*points[3:]),
         entries,
         epoch,
+        restore_id,
     )
 
 

@@ -210,7 +210,8 @@ class MemoryFiles:
         stop = inode.size_bytes
         if size_bytes is not None:
             stop = min(stop, offset + size_bytes)
-        data = bytes(memoryview(inode.data)[offset:stop])
+        # A slice, not a view: a file cannot grow in another thread while there is a view of it.
+        data = bytes(inode.data[offset:stop])
         return data if len(data) >= stop - offset else data.ljust(stop - offset, b"\0")
 
     def size(self, name: str) -> int:
@@ -251,18 +252,17 @@ class MemoryFiles:
     def sync_dir(self, subdir: str = "") -> None:
         """Make the directory's names durable."""
         self._step("sync_dir", subdir)
-        waiting = []
-        for where, names in self._name_changes:
-            if where == subdir:
-                _apply(self._durable, names)
-            else:
-                waiting.append((where, names))
-        self._name_changes = waiting
+        # In place: another thread may be making files in another directory.
+        for change in [one for one in list(self._name_changes) if one[0] == subdir]:
+            _apply(self._durable, change[1])
+            self._name_changes.remove(change)
 
     def list(self, subdir: str = "") -> list[str]:
         """Return the names in a directory, sorted."""
         prefix = f"{subdir}/" if subdir else ""
-        inside = (name[len(prefix) :] for name in self._names if name.startswith(prefix))
+        # A copy at once: another thread may be making files.
+        names = list(self._names)
+        inside = (name[len(prefix) :] for name in names if name.startswith(prefix))
         return sorted(name for name in inside if "/" not in name)
 
     def free_bytes(self) -> int:
@@ -328,8 +328,8 @@ class MemoryFiles:
         return inode
 
     def _rename(self, names: _Names) -> None:
-        _apply(self._names, names)
         directory = names[0][0].rpartition("/")[0]
+        _apply(self._names, names)
         self._name_changes.append((directory, names))
 
     def _check_room(self, more_bytes: int) -> None:
@@ -340,7 +340,7 @@ class MemoryFiles:
                 raise StorageFull(f"the disk in memory is full: {full}")
 
     def _used_bytes(self) -> int:
-        # A copy at once: another thread may be making files.
+        # A copy at once, as in `list`.
         return sum(inode.size_bytes for inode in list(self._names.values()))
 
     def _step(self, operation: str, name: str) -> None:

@@ -31,6 +31,7 @@ So what no mark vouches for is WRITTEN AGAIN, the same bytes at the same place, 
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import time
 
@@ -41,6 +42,7 @@ from folkmoot.core.errors import StorageCorrupt, StorageError
 from folkmoot.core.storage import hard_state, manifest, prefix_file, segment
 from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.hard_state import HardStateFile
+from folkmoot.core.storage.incoming import take_back
 from folkmoot.core.storage.manifest import Manifest, SegmentEntry
 from folkmoot.core.storage.prefix_store import leftovers
 from folkmoot.core.storage.segment import HEADER_BYTES, RECORD_BYTES, SUBDIR, Segment, corrupt
@@ -56,6 +58,16 @@ class Identity:
     node_id: NodeId
     bootstrap: bytes
     """The first configuration, encoded by consensus; opaque here. Read back, never compared."""
+
+    def cluster_id_after(self, restore_id: bytes) -> bytes:
+        """Return the id of a cluster of this configuration that began with a restored backup.
+
+        The same on every member, another one for each restore: so no member of the old cluster is
+        ever taken for one of the new (bugs K7).
+        """
+        if restore_id == manifest.NEVER_RESTORED:
+            return self.cluster_id
+        return hashlib.sha256(b"folkmoot restored" + self.cluster_id + restore_id).digest()[:16]
 
 
 @attrs.frozen
@@ -184,44 +196,45 @@ def _check_nothing_was_promised(files: Files) -> None:
 
 
 def _check_identity(files: Files, found: Manifest, identity: Identity) -> None:
-    if (found.cluster_id, found.node_id) != (identity.cluster_id, identity.node_id):
+    expected = identity.cluster_id_after(found.restore_id)
+    if (found.cluster_id, found.node_id) != (expected, identity.node_id):
         raise StorageError(
             f"{files.describe('')} belongs to cluster {found.cluster_id.hex()} "
-            f"node {found.node_id}, this is cluster {identity.cluster_id.hex()} "
+            f"node {found.node_id}, this is cluster {expected.hex()} "
             f"node {identity.node_id}; use the directory of this member, or an empty one"
         )
 
 
 def _remove_leftovers(files: Files, found: Manifest) -> list[str]:
-    """Remove what a crash left behind: files that the durable manifest does not list."""
-    said = []
-    if manifest.NEW_NAME in files.list():
-        files.unlink(manifest.NEW_NAME)
-        files.sync_dir()
-        said.append(f"{manifest.NEW_NAME} removed: its replacement was cut short")
+    """Remove what a crash left behind: files that the durable manifest does not list.
+
+    Nothing is removed before everything that is listed was found (bugs F11): an old MANIFEST, put
+    back by hand, does not list what has come since.
+    """
     unlisted, missing = leftovers(files, found)
-    for name in unlisted:
-        files.unlink(name)
-        said.append(f"{name} removed: MANIFEST does not list it")
-    if unlisted:
-        files.sync_dir(prefix_file.SUBDIR)
-    for name in missing:
-        raise corrupt(files.describe(name), 0, "the file is missing, and MANIFEST lists it")
     live = {segment.segment_name(entry.segment_id) for entry in found.segments}
     present = [f"{SUBDIR}/{name}" for name in files.list(SUBDIR)]
+    for name in [*sorted(live - set(present)), *missing]:
+        raise corrupt(files.describe(name), 0, "the file is missing, and MANIFEST lists it")
     leftover = sorted((name for name in present if name not in live), reverse=True)
     for name in leftover:
         # A segment gets records only once MANIFEST lists it, and ids rise: this one was listed.
         if name > max(live) and any_but_zero(files.read(name), HEADER_BYTES):
             why = "it has records and a higher id than any that MANIFEST lists: that is an old one"
             raise corrupt(files.describe(name), HEADER_BYTES, why)
-    for name in leftover:
+    said = []
+    if manifest.NEW_NAME in files.list():
+        files.unlink(manifest.NEW_NAME)
+        files.sync_dir()
+        said.append(f"{manifest.NEW_NAME} removed: its replacement was cut short")
+    taken = take_back(files, unlisted)
+    said += [f"{name} taken back: its installation was cut short" for name in taken]
+    for name in [*leftover, *(name for name in unlisted if name not in taken)]:
         files.unlink(name)
         said.append(f"{name} removed: MANIFEST does not list it")
     files.sync_dir(SUBDIR)
-    for name in sorted(live - set(present)):
-        why = "the file is missing, and MANIFEST lists it"
-        raise corrupt(files.describe(name), 0, why)
+    if unlisted:
+        files.sync_dir(prefix_file.SUBDIR)
     return said
 
 
