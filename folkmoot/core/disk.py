@@ -73,7 +73,11 @@ class DiskDriver:
 
     def status(self) -> dict[str, Any]:
         """What an operator wants to know of the disk."""
-        return {**self.store.status(), "sync_ewma_ms": round(self._writer.sync_ewma_s * 1000, 3)}
+        return {
+            **self.store.status(),
+            "compacting": self._housekeeping.is_compacting,
+            "sync_ewma_ms": round(self._writer.sync_ewma_s * 1000, 3),
+        }
 
     def take_done(self) -> int | None:
         """The highest number that the worker has made durable since the last call.

@@ -96,6 +96,11 @@ class Housekeeping:
         self._thread = threading.Thread(target=self._run, name="folkmoot-housekeeping", daemon=True)
         self._thread.start()
 
+    @property
+    def is_compacting(self) -> bool:
+        """Whether a compaction is under way."""
+        return self._compaction is not None
+
     def post(self, job: Job, then: Then) -> None:
         """Have a job done; `then(answer)` is called by `take_done`."""
         self._jobs.put((job, then))

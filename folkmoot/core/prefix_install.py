@@ -25,7 +25,7 @@ from folkmoot.core.multiplexer import Multiplexer
 from folkmoot.core.prefix_receiver import PrefixReceiver
 from folkmoot.core.raft import Configuration, Raft
 from folkmoot.core.storage.manifest import Point
-from folkmoot.core.storage.prefix_store import StoredPrefix
+from folkmoot.core.storage.stored_prefix import StoredPrefix
 from folkmoot.transport.codec import unpack
 
 
@@ -77,6 +77,11 @@ class PrefixInstall:
     def is_restoring(self) -> bool:
         """Whether there is a step to do, so that the next turn is due at once."""
         return self.phase in (InstallState.RESTORING, InstallState.READY)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the log is being given up: what of it was not applied yet never will be."""
+        return self.phase is InstallState.WRITING
 
     def step(self, present: Multiplexer, now: float) -> str | None:
         """Take a step, if it is time for one; returns what went wrong, for the operator."""

@@ -212,7 +212,7 @@ class Replica:
         self._exchange_prefixes(now)
         if self._outbox:
             self._flush_peers()
-        if self.multiplexer.index < self._applicable:
+        if self.multiplexer.index < self._applicable and not self.prefixes.install.is_writing:
             self._apply_committed(now)
         self._compact(now)
         if raft.leader != self._told_leader:

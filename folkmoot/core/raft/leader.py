@@ -153,8 +153,14 @@ class Leader:
         return [p.peer for p in self._reachable(self._state.now) if p.state is ProgressState.PREFIX]
 
     def reachable_match(self, now: float) -> int | None:
-        """Return the lowest match index of those heard from within an election timeout, if any."""
-        return min([p.match_index for p in self._reachable(now)], default=None)
+        """Return the lowest match index of those heard from within an election timeout, if any.
+
+        Whom only the prefix can help does not count: the log can do nothing for him.
+        """
+        matches = [
+            p.match_index for p in self._reachable(now) if p.state is not ProgressState.PREFIX
+        ]
+        return min(matches, default=None)
 
     def _reachable(self, now: float) -> list[Progress]:
         silent_since = now - self._state.config.election_timeout_s
