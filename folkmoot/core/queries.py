@@ -144,7 +144,7 @@ class Reads:
         del self.asked[request_id]
 
     def repeat(self) -> None:
-        """The connection is lost: whatever was asked is asked again, before anything newer."""
+        """The connection or the session is lost: what was asked is asked again, before the rest."""
         again = [query for queries in self.asked.values() for query in queries]
         self.asked.clear()
         self.queued = {query.number: query for query in again} | self.queued

@@ -132,7 +132,8 @@ class Traffic:
     def session_ended(self, unsent: FolkmootError, cause: str, effects: Effects) -> None:
         """End all commands: what was sent as unknown, what was not with the error given.
 
-        Reads go on: they belong to the connection.
+        Reads go on, by name: what nobody has open any more may be collected, so that its id is
+        answered with ResourceDeleted.
         """
         sent_commands, unsent_commands = self.pipeline.end()
         for command in sent_commands:
@@ -145,6 +146,7 @@ class Traffic:
             finish(command, type(unsent)(*unsent.args), effects)
         self.events.session_ended()
         self.targets.session_ended()
+        self.reads.repeat()
         self._hold_until = 0
 
 

@@ -669,6 +669,25 @@ def test_reads_outlive_the_session() -> None:
     assert query.value == "fresh"
 
 
+def test_a_read_that_outlives_the_session_is_asked_by_name() -> None:
+    """Reproduces a read that was answered with ResourceDeleted (simulator, disks that run low): its
+    resource was empty, so it was collected with the last session that had it open.
+    """
+    client = Driver().ready()
+    query = client.read(client.opened(), Consistency.LINEARIZABLE)
+    client.turn()
+    old_id = client.frames(FrameType.READ)[0][0]
+    end(client)
+    gone = [0, "resource_deleted", "there is no resource 5", None]
+    client.receive(FrameType.READ_RESULTS, old_id, 70, [None], [gone])
+    assert not query.answered
+    client.session(session_id=60)
+    new_id, *_, operations = client.frames(FrameType.READ)[-1]
+    assert operations == [[["n", "counter", 1, {}], "get", []]]
+    client.receive(FrameType.READ_RESULTS, new_id, 80, [0], None)
+    assert query.value == 0
+
+
 def test_no_more_reads_wait_at_the_server_than_it_allows() -> None:
     client = Driver(config(pending_reads_per_client=1)).ready()
     first = client.read(client.target(), Consistency.LINEARIZABLE)
