@@ -1,4 +1,4 @@
-"""Compaction: what lives is kept, whatever is rewritten; the rest goes; reopened, it is the same."""
+"""Compaction: what lives is kept, whatever is rewritten; the rest goes; reopened, all is the same."""
 
 from random import Random
 
@@ -8,7 +8,7 @@ import pytest
 from folkmoot.core.storage.log_store import HardState, LogStore
 from folkmoot.core.storage.memory import MemoryFiles
 from tests.core.storage.history import Compactor, contents, equal
-from tests.core.storage.support import SMALL, Write, open_log
+from tests.core.storage.support import Write, open_log
 
 
 def begun(seed: int, **options: int) -> tuple[MemoryFiles, Compactor]:

@@ -192,10 +192,14 @@ def test_damage_after_opening_is_found_when_it_is_read() -> None:
 
 def test_a_newer_format_is_refused_with_both_versions_named() -> None:
     contents, _ = closed_disk()
-    for name, start in ((manifest.NAME, 8), (hard_state.NAME, 8), (ACTIVE, 8)):
+    for name, newer, known in (
+        (manifest.NAME, 3, "1 and 2"),
+        (hard_state.NAME, 2, "1"),
+        (ACTIVE, 2, "1"),
+    ):
         data = bytearray(contents[name])
-        data[start] = 2
-        with pytest.raises(StorageError, match="format version 2, this program knows 1"):
+        data[8] = newer
+        with pytest.raises(StorageError, match=f"version {newer}, this program knows {known};"):
             Log(MemoryFiles(contents | {name: with_checksum(name, data)}))
 
 
