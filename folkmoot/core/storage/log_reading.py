@@ -28,6 +28,8 @@ def read_batches(
         if start < end:
             data = files.read(one.name, start, end - start)
             found += read_records(data, one.tag, start, files.describe(one.name))
+        if end < one.end:
+            break  # else a small batch of the next segment would fit, and leave a hole
     return found
 
 
