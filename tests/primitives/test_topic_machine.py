@@ -24,7 +24,10 @@ def test_script(path: Path, rewrite: bool) -> None:
 SESSIONS = st.integers(1, 3)
 NAMES = st.sampled_from(["a", "b"])
 CONFIGS = st.sampled_from(
-    [{}, {"count": 3}, {"bytes": 5}, {"age_ms": 20}, {"count": 4, "age_ms": 9}]
+    [
+        *({}, {"count": 3}, {"bytes": 5}, {"age_ms": 20}),
+        *({"count": 2, "age_ms": 20}, {"bytes": 5, "age_ms": 20}),
+    ]
 )
 
 
@@ -174,6 +177,8 @@ class TopicAgainstLists(RuleBasedStateMachine):
         view = self.topic.query(self.alive[1], "describe")
         assert view["retained"] == len(self.retained)
         assert view["retained_bytes"] == sum(len(message[2]) for message in self.retained)
+        due = self.retained[0][1] + self.age if self.age is not None and self.retained else None
+        assert self.topic.continued.deadlines == ({} if due is None else {"age": due})
         assert view["subscribers"] == len(self.subscribers)
         lines = self.consumers
         assert [cursor[:3] + cursor[4:] for cursor in view["cursors"]] == [
