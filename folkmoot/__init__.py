@@ -55,7 +55,16 @@ if TYPE_CHECKING:
         UsageError,
         WouldBlock,
     )
-    from folkmoot.core.machine import Context, Machine, QueryContext, command, frees, query
+    from folkmoot.core.machine import (
+        Context,
+        Machine,
+        QueryContext,
+        RestoreContext,
+        Retention,
+        command,
+        frees,
+        query,
+    )
     from folkmoot.core.types import ConnectionState, Consistency
     from folkmoot.node import Node
     from folkmoot.primitives._grant import Grant
@@ -137,7 +146,9 @@ __all__ = [
     "ResourceDeleted",
     "ResourceInfo",
     "ResourceTypeError",
+    "RestoreContext",
     "Resync",
+    "Retention",
     "SessionClosed",
     "SessionEnded",
     "SessionExpired",
@@ -221,7 +232,9 @@ _HOMES = {
     "ResourceDeleted": "folkmoot.core.errors",
     "ResourceInfo": "folkmoot.cluster",
     "ResourceTypeError": "folkmoot.core.errors",
+    "RestoreContext": "folkmoot.core.machine",
     "Resync": "folkmoot.primitives.map",
+    "Retention": "folkmoot.core.machine",
     "SessionClosed": "folkmoot.core.errors",
     "SessionEnded": "folkmoot.core.errors",
     "SessionExpired": "folkmoot.core.errors",
