@@ -43,11 +43,11 @@ _PART_BYTES = 8
 
 def trimmed(name: str, args: list[Any], ordinals: Sequence[int]) -> tuple[str, list[Any]]:
     """Leave out of an entry what its items `ordinals` do not need; see `Machine.trim`."""
-    if name in SETS:
-        if 0 not in ordinals:
-            return KEPT, living(name, args, ordinals)
-        return name, args[:3] if name == "replace" else args  # without what it compared with
-    if name == KEPT or (name == "set_many" and _is_wasteful(args[0], ordinals)):
+    if (
+        name == KEPT
+        or (name in SETS and 0 not in ordinals)
+        or (name == "set_many" and _is_wasteful(args[0], ordinals))
+    ):
         return KEPT, living(name, args, ordinals)
     return name, args
 

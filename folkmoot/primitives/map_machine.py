@@ -342,7 +342,7 @@ class MapMachine(Machine):
 
     @classmethod
     def trim(cls, name: str, args: list[Any], ordinals: Sequence[int]) -> tuple[str, list[Any]]:
-        """Leave out values and keys that are superseded, and values that were compared with."""
+        """Leave out values that are superseded, and keys of which nothing lives."""
         return trimmed(name, args, ordinals)
 
     def _put(

@@ -270,10 +270,6 @@ def test_of_an_entry_that_lives_for_its_expiry_only_the_key_and_the_ttl_are_kept
     for name in ("set", "create", "replace"):
         kept = MapMachine.trim(name, ["k", bytes(1000), 50], [1])
         assert kept == ("kept", [1, 50, [[0, "k", None, True]]])
-    assert MapMachine.trim("replace", ["k", b"1", 0, bytes(1000)], [0]) == (
-        "replace",
-        ["k", b"1", 0],
-    )
 
 
 @pytest.mark.parametrize(
