@@ -187,14 +187,27 @@ class Application:
         self._written += 1
         value = f"{self.client.name}.{self.client.life}.{self._written}".encode()
         kind = rng.random()
-        if kind < 0.6:
+        if kind < 0.5:
             self._call(self.map, "set", (rng.choice(KEYS), value))
+        elif kind < 0.6:
+            self._write_many(value)
         elif kind < 0.7:
             self._call(self.map, "delete", (rng.choice(KEYS),))
         elif kind < 0.8:
             self._call(self.map, "create", (rng.choice(KEYS), value))
         else:
             self._call(self.map, "set", ("short", value, rng.randint(50, 1500)))
+
+    def _write_many(self, value: bytes) -> None:
+        """Several keys by one command; most die one by one, and some have a time to live."""
+        rng = self.rng
+        if rng.random() < 0.5:
+            self._call(self.map, "set_many", (dict.fromkeys(KEYS[1:], value),))
+            return
+        padded = value + bytes(self.client.world.options.padding)
+        keys = [f"more {rng.randint(0, 30)}" for _ in range(rng.randint(1, 4))]
+        ttl = rng.choice((0, -1, rng.randint(50, 5000)))
+        self._call(self.map, "set_many", (dict.fromkeys(keys, padded), ttl))
 
     def _publish(self) -> None:
         self._written += 1

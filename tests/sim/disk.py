@@ -1,8 +1,8 @@
 """A member's disk: the real LogStore on a disk in memory, one group of writes after another.
 
 The order of a group is the product's: it is written, then synced, then consensus is told. Crashes
-happen between any two of these, and at any operation inside. The disk itself outlives the member's
-lives; the LogStore is made anew in each.
+happen between any two of these, and at any operation inside. What is done beside the log is in
+housekeeping.py. The disk itself outlives the member's lives; the LogStore is made anew in each.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any
 from folkmoot.core.batch import Batch
 from folkmoot.core.config import StorageConfig
 from folkmoot.core.errors import StorageCorrupt, StorageError
+from folkmoot.core.prefix import Frozen
 from folkmoot.core.raft import Write
+from folkmoot.core.storage.jobs import Job
 from folkmoot.core.storage.log_store import Identity, LogStore
 from folkmoot.core.storage.memory import MemoryFiles, PowerCut
+from folkmoot.core.storage.stored_prefix import StoredPrefix
+from tests.sim.housekeeping import SimHousekeeping, Then
 
 if TYPE_CHECKING:
     from tests.sim.member import Member
@@ -31,16 +35,19 @@ class SimDisk:
         self.rng = rng
         self.files = MemoryFiles()
         self.store: LogStore
+        self.housekeeping: SimHousekeeping
         self.slow_s = 0.0
         """How much longer a sync takes at the moment."""
+        self.is_busy = False
+        """A group is written, and not synced yet."""
         self._queue: list[Write] = []
-        self._busy = False
 
     def open(self, config: StorageConfig, identity: Identity) -> bool:
         """Recover; False if a fault came in between. Raises StorageCorrupt, which is never right:
         nothing here damages what was durable.
         """
-        self._queue, self._busy = [], False
+        self._queue, self.is_busy = [], False
+        self.housekeeping = SimHousekeeping(self, random.Random(self.rng.random()))
         with self._faults() as whole:
             self.store = LogStore.open(self.files, config, identity)
             whole.append(True)
@@ -51,6 +58,9 @@ class SimDisk:
     def close(self) -> None:
         """Close, as a graceful stop does; a fault may come in between."""
         with self._faults():
+            self.store.sync()
+            self.is_busy = False
+            self.housekeeping.close()
             self.store.close()
 
     @contextlib.contextmanager
@@ -75,6 +85,10 @@ class SimDisk:
         self.files.cut_power_at = self.files.capacity_bytes = None
         self.files._failures.clear()
 
+    def cut_power_soon(self, operations_max: int) -> None:
+        """Let the power go at one of the next operations."""
+        self.files.cut_power_at = self.files.operations + self.rng.randint(1, operations_max)
+
     def limit(self, free_bytes: int | None) -> None:
         """Leave so much of the disk free; None: it has no end."""
         self.files.capacity_bytes = None
@@ -93,6 +107,30 @@ class SimDisk:
         self.member.world.trace.count("log reads")
         return self.store.read(first_index, bytes_max)
 
+    def boundary_from(self, index: int) -> int | None:
+        """The end of the first sealed segment that ends at or behind `index`."""
+        return self.store.boundary_from(index)
+
+    def trim_target(self, keep_bytes: int, keep_bytes_max: int, needed: int | None) -> int | None:
+        """Up to where the log can be given up."""
+        return self.store.trim_target(keep_bytes, keep_bytes_max, needed)
+
+    def compact(self, frozen: Frozen, then: Then) -> None:
+        """Compact beside the loop."""
+        self.housekeeping.compact(frozen, then)
+
+    def received(self) -> StoredPrefix:
+        """The complete prefix that was received."""
+        return self.store.incoming.read_back()
+
+    def stop_compaction(self, then: Then) -> None:
+        """Leave a compaction unfinished."""
+        self.housekeeping.stop_compaction(then)
+
+    def post(self, job: Job, then: Then) -> None:
+        """Have a job done beside the loop."""
+        self.housekeeping.post(job, then)
+
     def free_bytes(self) -> int:
         """Bytes that are free on its disk."""
         return self.store.free_bytes()
@@ -105,15 +143,19 @@ class SimDisk:
 
     def work(self) -> None:
         """Write the next group if the disk is idle; the sync comes later, or at once if inline."""
-        if self._busy or not self._queue:
+        if self.is_busy or not self._queue:
             return
         member, world = self.member, self.member.world
         group, self._queue = self._queue, []
-        self._busy = True
+        self.is_busy = True
+        installs = any(write.install is not None for write in group)
+        if installs and member.strike == "inside an install":
+            member.strike = ""
+            self.cut_power_soon(12)
         try:
             self.store.write(group)
         except (PowerCut, StorageError) as error:
-            self._failed(error)
+            self.failed(error)
             return
         for write in group:
             world.checks.written(member, write)
@@ -135,15 +177,16 @@ class SimDisk:
         try:
             number = self.store.sync()
         except (PowerCut, StorageError) as error:
-            self._failed(error)
+            self.failed(error)
             return
-        self._busy = False
+        self.is_busy = False
+        self.housekeeping.writer_is_idle()
         member.world.checks.synced(member)
         member.world.trace.add("synced", member.name, number, self.store.durable_index)
         if not member.strikes("after a sync"):
             member.on_durable(number)
 
-    def _failed(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
         """Fail-stop: the member ends here. A power cut takes what was not synced."""
         if isinstance(error, PowerCut):
             self.member.world.trace.count("crashes inside a disk operation")

@@ -8,17 +8,17 @@ is due. A crash can strike between any two of these steps.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from folkmoot.core.batch import Batch
 from folkmoot.core.config import Member as MemberConfig
 from folkmoot.core.config import NodeConfig
 from folkmoot.core.connection import ClientConnection
 from folkmoot.core.errors import FolkmootError, Overloaded
-from folkmoot.core.multiplexer import Applied, Multiplexer
-from folkmoot.core.raft import Configuration, HardState, LogView, Raft, Ready, Role
-from folkmoot.core.replica import Replica
+from folkmoot.core.multiplexer import Multiplexer
+from folkmoot.core.raft import Configuration, Role
+from folkmoot.core.replica import PrefixDiscarded, PrefixTaken, Replica
+from folkmoot.core.restart import recovered_raft, restored
 from folkmoot.core.storage.log_store import Identity
 from folkmoot.core.types import NodeId
 from folkmoot.transport.codec import pack
@@ -26,44 +26,15 @@ from folkmoot.transport.frame import Frame, FrameReader
 from tests.sim.disk import SimDisk
 from tests.sim.links import Connection, PeerLink, ServerLink
 from tests.sim.scheduler import Clock, Timer
+from tests.sim.watched import WatchedMultiplexer, WatchedRaft
 
 if TYPE_CHECKING:
     from tests.sim.simulation import Simulation
 
+R = TypeVar("R")
 CLUSTER_ID = b"simulated clust."
 FRAME_BYTES_MAX = 64 << 20
 STOP_TIMEOUT_S = 2.0
-
-
-class WatchedRaft(Raft):
-    """Consensus, whose effects the checks see before they happen."""
-
-    member: Member
-
-    def ready(self) -> Ready:
-        """Take all effects since the last call."""
-        ready = super().ready()
-        if ready:
-            self.member.world.checks.ready(self.member, ready)
-        return ready
-
-    def lease_valid(self, now: float) -> bool:
-        """Return whether a read of the applied state is linearizable right now."""
-        valid = super().lease_valid(now)
-        self.member.world.trace.count("leases valid", int(valid))
-        return valid
-
-
-class WatchedMultiplexer(Multiplexer):
-    """The replicated state, whose changes the checks see as they happen."""
-
-    member: Member
-
-    def apply(self, batch: Batch) -> Applied:
-        """Apply the next batch."""
-        applied = super().apply(batch)
-        self.member.world.checks.applied(self.member, batch, applied)
-        return applied
 
 
 class Member:
@@ -86,7 +57,6 @@ class Member:
         self.config: NodeConfig
         self.replica: Replica
         self.raft: WatchedRaft
-        self.multiplexer: WatchedMultiplexer
         self._rng = world.random(f"member {node_id}")
         self._timer = Timer(world.scheduler, self._on_timer)
         self._reader = FrameReader(FRAME_BYTES_MAX)
@@ -115,8 +85,27 @@ class Member:
             members=members,
             raft=options.raft(),
             limits=options.limits(),
-            storage=options.storage(),
+            storage=options.storage(self.node_id),
         )
+
+    @property
+    def multiplexer(self) -> Multiplexer:
+        """The replicated state, which another server's prefix may replace."""
+        return self.replica.multiplexer
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing is compacted, sent, received or trimmed, nor is to be."""
+        compacting, prefixes = self.replica.compacting, self.replica.prefixes
+        is_compacting = compacting._is_running or compacting._is_rolling or compacting.is_slicing
+        is_wanted = compacting._wanted > compacting.index or compacting._retry_at is not None
+        is_exchanging = prefixes.receiver.table is not None or not prefixes.sender.is_idle
+        config, store = self.config.storage, self.disk.store
+        needed = self.raft.reachable_match(self.local_now())
+        keep_max = max(config.log_keep_bytes, config.log_keep_bytes_max)
+        target = store.trim_target(config.log_keep_bytes, keep_max, needed)
+        is_busy = is_compacting or is_wanted or is_exchanging or target is not None
+        return self.disk.housekeeping.is_idle and not is_busy
 
     def connect_to(self, target: Member) -> None:
         """Keep a link to another member from now on."""
@@ -133,41 +122,55 @@ class Member:
             return
         self.life += 1
         store = self.disk.store
-        batches = list(store.batches())
-        voted_for = store.hard_state.voted_for
         self._now = self.clock.now()
-        self.raft = WatchedRaft(
-            node_id=self.node_id,
-            config=self.config.raft,
-            configuration=configuration,
-            hard_state=HardState(
-                store.hard_state.term, None if voted_for is None else NodeId(voted_for)
-            ),
-            log=LogView.recovered(0, 0, batches, cache_bytes=self.config.raft.cache_bytes),
-            rng=random.Random(self._rng.random()),
-            now=self._now,
+        multiplexer, configuration = _end_of(
+            restored(store, self.config, self.world.registry, WatchedMultiplexer)
         )
-        self.multiplexer = WatchedMultiplexer(self.world.registry, self.config.limits)
-        self.raft.member = self.multiplexer.member = self
+        rng = random.Random(self._rng.random())
+        self.raft = recovered_raft(
+            store, self.config, configuration, WatchedRaft, rng=rng, now=self._now
+        )
+        self.raft.member = multiplexer.member = self
         self.replica = Replica(
             config=self.config,
             cluster_id=CLUSTER_ID,
             raft=self.raft,
-            multiplexer=self.multiplexer,
+            multiplexer=multiplexer,
             storage=self.disk,
             peers=self,
             clock=self.local_now,
         )
+        self.replica.trace = self._on_trace
         self.is_up, self.is_paused, self.strike, self._stop_by = True, False, "", None
         self._clear()
         trace = self.world.trace
-        trace.add("start", self.name, self.life, store.hard_state.term, store.last_index)
+        where = store.start.index, store.compaction.index, store.last_index
+        trace.add("start", self.name, self.life, store.hard_state.term, *where)
         if self.life > 1:
             trace.count("restarts")
-        self.world.checks.booted(self, batches)
+        if self.multiplexer.index:
+            trace.count("restarts from a prefix")
+            self._count_restored()
+        self.world.checks.booted(self, list(store.batches(store.start.index + 1)))
         for link in self.links.values():
             link.open()
         self.wake()
+
+    def _on_trace(self, event: Any) -> None:
+        if isinstance(event, PrefixTaken):
+            self.world.trace.add("prefix taken", self.name, event.index)
+            self.world.trace.count("prefixes installed")
+            self._count_restored()
+            self.world.checks.went_over(self)
+        elif isinstance(event, PrefixDiscarded):
+            self.world.trace.add("prefix discarded", self.name, event.why)
+
+    def _count_restored(self) -> None:
+        """Count what of a restored state is rare."""
+        count, sessions = self.world.trace.count, list(self.multiplexer.sessions)
+        count("sessions restored with events", sum(bool(one.events.count) for one in sessions))
+        count("sessions restored with answers", sum(bool(one.results) for one in sessions))
+        count("deadlines restored", int(self.multiplexer.next_deadline() is not None))
 
     def crash(self, *, power_cut: bool) -> None:
         """End at once, wherever it is."""
@@ -177,6 +180,8 @@ class Member:
         trace.add("crash", self.name, "power cut" if power_cut else "kill", self.strike)
         trace.count("crashes")
         trace.count("power cuts" if power_cut else "kills")
+        is_compacting = self.disk.housekeeping.compaction is not None
+        trace.count("crashes inside a compaction", int(is_compacting))
         self._die(tells=not power_cut)
         if power_cut:
             self.disk.files.crash(self.disk.rng)
@@ -186,6 +191,8 @@ class Member:
 
     def _die(self, *, tells: bool) -> None:
         self.is_up = False
+        receiving = self.replica.prefixes.receiver.table is not None
+        self.world.trace.count("transfers interrupted", int(receiving))
         self.world.checks.died(self)
         connections = list(self._connections)
         self._clear()
@@ -315,7 +322,8 @@ class Member:
             self._timer.set(self._next_turn())
 
     def _next_turn(self) -> float:
-        if self._durable is not None or self._peer_inbox or self._client_inbox or self._ups:
+        waiting = self._durable is not None or self._peer_inbox or self._client_inbox or self._ups
+        if waiting or self.disk.housekeeping.is_answered:
             return self.world.scheduler.now
         return self.clock.true(self.replica.deadline())
 
@@ -339,6 +347,7 @@ class Member:
         if self._durable is not None:
             number, self._durable = self._durable, None
             replica.durable(number, now)
+        self.disk.housekeeping.take_done()
         ups, self._ups = self._ups, []
         for node_id in ups:
             replica.peer_up(node_id)
@@ -376,3 +385,13 @@ class Member:
         """Lose one connection, of a member's or a client's."""
         everything: list[PeerLink | Connection] = [*self.links.values(), *self._connections]
         rng.choice(everything).breaks()
+
+
+def _end_of(steps: Generator[int, None, R]) -> R:
+    """Take all steps at once; return what comes of them."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: R = end.value
+            return found

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tests.sim.simulation import Simulation
 
 POINTS = ("after a send", "before a sync", "after a sync")
+COMPACTING = ("between steps", "inside a step", "inside an install")
 
 
 class Nemesis:
@@ -40,6 +41,8 @@ class Nemesis:
             (options.clock_change_rate, self.change_clock),
             (options.slow_disk_rate, self.slow_disk),
             (options.disk_failure_rate, self.fail_disk),
+            (options.full_disk_rate, self.fill_disk),
+            (options.want_rate, self.want_prefix),
             (options.client_crash_rate, self.crash_client),
             (options.client_pause_rate, self.pause_client),
         ]
@@ -85,11 +88,12 @@ class Nemesis:
         kind = self.rng.random()
         if kind < 0.3:
             member.crash(power_cut=self.world.power_cut())
-        elif kind < 0.8:
+        elif kind < 0.65:
             member.strike = self.rng.choice(POINTS)
+        elif kind < 0.9 and self.world.options.compacts:
+            member.strike = self.rng.choice(COMPACTING)
         else:
-            files = member.disk.files
-            files.cut_power_at = files.operations + self.rng.randint(1, 4)
+            member.disk.cut_power_soon(4)
 
     def stop(self) -> None:
         """Ask a server to stop gracefully."""
@@ -148,13 +152,34 @@ class Nemesis:
             self.world.scheduler.after(self._while(), quick)
 
     def fail_disk(self) -> None:
-        """Let one of a server's next operations on its disk fail: it must stop."""
+        """Let one of a server's next operations on its disk fail: it must stop, save that a full
+        disk only ends a compaction.
+        """
         member = self._victim()
         if member is not None:
             operation = self.rng.choice(("write", "sync"))
             error = StorageFull("the disk is full") if self.rng.random() < 0.5 else None
             member.disk.files.fail(operation, self.rng.randint(1, 3), error)
             self.world.trace.add("failing disk", member.name, operation)
+
+    def fill_disk(self) -> None:
+        """Let next to nothing be free on a server's disk for a while."""
+        member = self._victim()
+        if member is not None:
+            free_bytes = self.rng.randint(0, 1 << 13)
+            member.disk.limit(free_bytes)
+            self.world.trace.add("full disk", member.name, free_bytes)
+            self.world.scheduler.after(self._while(), member.disk.limit, None)
+
+    # -- compaction ----------------------------------------------------------------------------
+
+    def want_prefix(self) -> None:
+        """Want a prefix that speaks for what a server has applied, as a backup does."""
+        member = self._victim()
+        if member is not None and not member.is_paused:
+            self.world.trace.add("want", member.name, member.multiplexer.index)
+            member.replica.compacting.want(member.multiplexer.index)
+            member.wake()
 
     # -- network -------------------------------------------------------------------------------
 

@@ -61,6 +61,22 @@ class Options:
     slow_disk_rate: float = 0.0
     disk_failure_rate: float = 0.0
 
+    # compaction
+    compacts: bool = False
+    """Every server compacts, as its own draw of `storage` says."""
+    step_s: float = 0.001
+    """How long a step of a compaction takes, or a small job beside the log."""
+    want_rate: float = 0.0
+    """Somebody wants a server's prefix to speak for the present."""
+    full_disk_rate: float = 0.0
+    """A server's disk has next to nothing free for a while."""
+    slice_bytes: int = 64 << 10
+    """So many bytes of records are serialised in one turn."""
+    apply_bytes: int = 1 << 20
+    """About so many bytes of log are applied in one turn."""
+    block_bytes: int = 64 << 10
+    """A block of a prefix file, and a chunk of one that is sent."""
+
     # clients
     work_rate: float = 12.0
     """Steps of all clients together; a step is one or a few operations."""
@@ -79,6 +95,8 @@ class Options:
     # limits
     small_limits: bool = False
     segment_bytes: int = 1 << 14
+    padding: int = 0
+    """Bytes by which some values are longer than they need be."""
 
     @property
     def uses_leases(self) -> bool:
@@ -109,9 +127,21 @@ class Options:
             pending_reads_per_client=4,
         )
 
-    def storage(self) -> StorageConfig:
-        """The servers' configuration of the log."""
-        return StorageConfig(segment_bytes=self.segment_bytes)
+    def storage(self, node_id: int) -> StorageConfig:
+        """A server's configuration of its disk: each compacts at indexes of its own."""
+        if not self.compacts:
+            return StorageConfig(segment_bytes=self.segment_bytes)
+        rng = random.Random(f"folkmoot storage {self.seed} {node_id}")
+        keep_bytes = rng.choice((0, 0, 1 << 12, 1 << 14))
+        return StorageConfig(
+            segment_bytes=rng.randint(1 << 12, 1 << 13),
+            compaction_log_bytes=rng.choice((1 << 10, 1 << 12, 1 << 13)),
+            compaction_dead_share=rng.choice((0.05, 0.4, 0.95)),
+            log_keep_bytes=keep_bytes,
+            log_keep_bytes_max=rng.choice((keep_bytes, 1 << 13, 1 << 15)),
+            transfer_bytes_per_s=rng.choice((1 << 13, 1 << 15, 1 << 24)),
+            reserve_bytes=rng.choice((0, 1 << 15)),
+        )
 
     def describe(self) -> str:
         """All values that differ from a quiet run's."""
@@ -151,6 +181,7 @@ class Options:
             hold_s=rng.choice((0.05, 0.5, 5.0)),
             small_limits=maybe.happens(0.25),
             segment_bytes=rng.choice((1 << 12, 1 << 14, 1 << 18)),
+            **_draw_compaction(rng, maybe),
         )
 
 
@@ -201,6 +232,21 @@ def _draw_servers(rng: random.Random, maybe: Maybe) -> dict[str, Any]:
         "sync_s": rng.choice((0.0003, 0.002, 0.01)),
         "slow_disk_rate": maybe.rate(0.4, 0.1, 0.4),
         "disk_failure_rate": maybe.rate(0.2, 0.05, 0.2),
+    }
+
+
+def _draw_compaction(rng: random.Random, maybe: Maybe) -> dict[str, Any]:
+    compacts = maybe.happens(0.7)
+    want_rate, full_disk_rate = maybe.rate(0.6, 0.2, 2.0), maybe.rate(0.3, 0.05, 0.3)
+    return {
+        "compacts": compacts,
+        "step_s": rng.choice((0.0, 0.001, 0.01, 0.05)),
+        "want_rate": want_rate if compacts else 0.0,
+        "full_disk_rate": full_disk_rate if compacts else 0.0,
+        "slice_bytes": rng.choice((1, 256, 64 << 10)),
+        "apply_bytes": rng.choice((1, 1 << 12, 1 << 20)),
+        "block_bytes": rng.choice((128, 1 << 10, 64 << 10)),
+        "padding": rng.choice((0, 0, 100, 500)),
     }
 
 

@@ -32,11 +32,11 @@ from folkmoot.core.raft.replication import Replication
 from folkmoot.core.reading import Read, ReadDesk
 from folkmoot.core.sessions import Session, SessionTable
 from folkmoot.core.storage.hard_state import HardStateFile
-from folkmoot.core.storage.log_store import LogStore
+from folkmoot.core.storage.segmented_log import SegmentedLog
 from folkmoot.primitives._seat import Claim, Seat, Tokens
 from tests.core.raft.twins import TWINS as CORE_TWINS
 from tests.core.raft.twins import planted as core_planted
-from tests.sim.member import WatchedRaft
+from tests.sim.watched import WatchedRaft
 
 Patch = tuple[Any, str, Any]
 PLANTED: dict[str, list[Patch]] = {}
@@ -80,8 +80,8 @@ def hard_state_never_written(self: HardStateFile, state: Any) -> None:
     self.slot = attrs.evolve(self.slot, state=state)
 
 
-@plants(LogStore, "_sync_active")
-def log_never_synced(self: LogStore) -> None:
+@plants(SegmentedLog, "_sync_active")
+def log_never_synced(self: SegmentedLog) -> None:
     """Written is taken for durable."""
     self._dirty = False
 

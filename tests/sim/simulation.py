@@ -3,7 +3,8 @@
     faults   for `duration_s`: the nemesis strikes, applications work
     healing  everything is up, all ways are open, nothing is slow; applications begin nothing new
     rest     within ten election timeouts there is a leader, a command commits, all servers have
-             applied the same, and every call has ended as ok, failed or unknown
+             applied the same, and every call has ended as ok, failed or unknown; compactions end
+             and the log is trimmed
 
 A SCRIPT may take the place of the nemesis: a function that is called with the simulation when it
 has begun, and schedules what it likes.
@@ -32,6 +33,7 @@ from tests.sim.member import Member
 from tests.sim.nemesis import Nemesis
 from tests.sim.network import Network
 from tests.sim.options import Options
+from tests.sim.scale import scaled
 from tests.sim.scheduler import Clock, Scheduler
 from tests.sim.trace import Trace
 
@@ -43,6 +45,8 @@ C = TypeVar("C", bound=Checker)
 REGISTRY = Registry.of(BUILTIN_MACHINES)
 REST_TIMEOUTS = 10
 """So many election timeouts after healing there is a leader and everybody has caught up."""
+COMPACTED_S = 20.0
+"""So long after that no compaction is due or under way, and the log is trimmed."""
 
 
 @attrs.frozen
@@ -204,6 +208,9 @@ class Simulation:
         patience_s = REST_TIMEOUTS * timeout_s + 2 * self.options.session_timeout_s
         self._within(patience_s, self._calls_ended, "calls have not ended")
         self._within(REST_TIMEOUTS * timeout_s, self._is_level, "servers have not caught up")
+        self._within(COMPACTED_S, self._is_compacted, "servers have not compacted their logs")
+        for member in self.members.values():
+            self.checks.rested(member)
 
     def _within(self, limit_s: float, done: Callable[[], bool], otherwise: str) -> None:
         if not (done() or self.scheduler.run(self.scheduler.now + limit_s, done)):
@@ -222,6 +229,9 @@ class Simulation:
             for m in self.members.values()
         }
         return len(indexes) == 1 and all(a == b > 0 for a, b in indexes)
+
+    def _is_compacted(self) -> bool:
+        return all(member.is_up and member.is_at_rest for member in self.members.values())
 
     def state(self) -> str:
         """Where everybody stands, for a failure."""
@@ -261,7 +271,8 @@ def simulate(options: Options, script: Script | None = None, *, tail: int = 60) 
     """Run to the end. Raises Failure, with the line that replays it, for whatever goes wrong."""
     simulation = Simulation(options, script)
     try:
-        return simulation.run().outcome()
+        with scaled(options):
+            return simulation.run().outcome()
     except Exception as error:
         scripted = "" if script is None else f" with script {getattr(script, '__name__', script)}"
         raise Failure(

@@ -13,6 +13,7 @@ from typing import Any
 
 from folkmoot.core.errors import FolkmootError
 from folkmoot.core.forwarding import FORWARD, decode_consensus, decode_forward
+from folkmoot.core.prefix_frames import decode_prefix, is_prefix
 from folkmoot.core.requests import FrameType
 from folkmoot.transport.frame import FRAME_HEADER, FrameReader
 from tests.core.raft.notation import show
@@ -82,6 +83,22 @@ SOMETIMES = (
     "clients paused",
     "calls abandoned",
     "digests compared",
+    "compactions installed",
+    "compactions given up",
+    "crashes inside a compaction",
+    "crashes between steps",
+    "restarts from a prefix",
+    "logs trimmed",
+    "prefixes of several items files",
+    "items files rewritten",
+    "records copied on write",
+    "sessions restored with events",
+    "sessions restored with answers",
+    "deadlines restored",
+    "transfers begun",
+    "transfers resumed",
+    "transfers interrupted",
+    "prefixes installed",
 )
 """What a long run must have seen at least once, each of it."""
 
@@ -152,6 +169,8 @@ def _show_frame(frame_type: int, body: bytes) -> str:
     if frame_type == FORWARD:
         kinds = [f"{group.kind}x{group.count}" for group in decode_forward(body)]
         return f"forward {' '.join(kinds)}"
+    if is_prefix(frame_type):
+        return str(decode_prefix(frame_type, body))
     if frame_type < 32:
         return f"{FrameType(frame_type).name}({len(body)})"
     if FRAME_HEADER.size + len(body) > 1 << 16:

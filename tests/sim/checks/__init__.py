@@ -11,7 +11,7 @@ application of an entry on any server: `step`. Since committed entries are the s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import attrs
 
@@ -73,7 +73,7 @@ class Checker:
     rule: ClassVar[str] = ""
     """The property in one sentence, with its section or number."""
 
-    def fail(self, text: str) -> None:
+    def fail(self, text: str) -> NoReturn:
         """Report that the property does not hold."""
         raise Violation(f"{type(self).__name__}: {text}\n  rule: {self.rule}")
 
@@ -94,6 +94,18 @@ class Checker:
 
     def synced(self, member: Member) -> None:
         """Everything written is durable."""
+
+    def installing(self, member: Member, index: int, term: int) -> None:
+        """Consensus puts a prefix that ends there in the place of its log; the disk has not yet."""
+
+    def went_over(self, member: Member) -> None:
+        """A server has gone over to a state that another server's prefix brought."""
+
+    def frozen(self, member: Member) -> None:
+        """A server freezes its state as it is now."""
+
+    def swept(self, member: Member) -> None:
+        """A server has removed the files that it needs no more."""
 
     def committed(self, member: Member, index: int, entry: tuple[int, int]) -> None:
         """More is committed than anybody knew before: up to `index`, says this server."""
@@ -131,8 +143,11 @@ class Checker:
     def left(self, client: SimClient, reason: str) -> None:
         """A client gives its connection up."""
 
+    def rested(self, member: Member) -> None:
+        """The cluster has come to rest, and this server's compactions and transfers, too."""
+
     def finished(self) -> None:
-        """The run has ended, and the cluster has come to rest."""
+        """The run has ended."""
 
 
 _MOMENTS = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.sim.checks import Checker
+from tests.sim.checks.compaction import DiskBounded, OnlyWhatIsListed, PrefixSpeaks
 from tests.sim.checks.consensus import (
     CommitRule,
     ElectionSafety,
@@ -62,4 +63,7 @@ CHECKERS: list[type[Checker]] = [
     ReadsAreTrue,
     LeaseExcludesCommits,
     EverythingBounded,
+    PrefixSpeaks,
+    OnlyWhatIsListed,
+    DiskBounded,
 ]

@@ -29,20 +29,27 @@ if TYPE_CHECKING:
 
 
 class Book:
-    """One log: boundary -> (term, chain)."""
+    """One log: boundary -> (term, chain). It goes on knowing what is trimmed in this life."""
 
-    __slots__ = ("ends", "entries")
+    __slots__ = ("ends", "entries", "start")
 
-    def __init__(self, batches: list[Batch]) -> None:
-        self.ends: list[int] = []
-        self.entries: dict[int, tuple[int, int]] = {0: (0, 0)}
+    def __init__(
+        self, batches: list[Batch], start: int = 0, entry: tuple[int, int] = (0, 0)
+    ) -> None:
+        self.restart(start, entry)
         for batch in batches:
             self.append(batch)
+
+    def restart(self, start: int, entry: tuple[int, int]) -> None:
+        """Forget everything: the log starts behind a boundary."""
+        self.start = start
+        self.ends: list[int] = []
+        self.entries: dict[int, tuple[int, int]] = {start: entry}
 
     @property
     def last_index(self) -> int:
         """The end of the log."""
-        return self.ends[-1] if self.ends else 0
+        return self.ends[-1] if self.ends else self.start
 
     def append(self, batch: Batch) -> int:
         """Add a batch; return the chain there."""
@@ -53,8 +60,10 @@ class Book:
         self.entries[batch.last_index] = (batch.term, chain)
         return chain
 
-    def take(self, write: Write) -> None:
+    def take(self, write: Write, committed: dict[int, tuple[int, int]]) -> None:
         """Do what a write says."""
+        if write.install is not None:
+            self.restart(write.install.index, committed[write.install.index])
         if write.truncate_after is not None:
             self.cut(write.truncate_after)
         for batch in write.batches:
@@ -83,34 +92,56 @@ class Disk:
 class Ledger(Checker):
     """Keeps the books. It checks nothing but that a disk keeps what was durable."""
 
-    rule = "what was synced is still there after a crash; what is there was written"
+    rule = (
+        "what was synced is still there after a crash; what is there was written; only what is "
+        "committed replaces a log"
+    )
 
     logs: dict[str, Book] = attrs.field(factory=dict)
     disks: dict[str, Disk] = attrs.field(factory=dict)
+    installs: dict[str, int] = attrs.field(factory=dict)
+    """Where the last prefix ends that a server's consensus wanted to be installed."""
     campaigns: dict[str, bool] = attrs.field(factory=dict)
     """Who campaigned last because the old leader asked for it."""
 
     def booted(self, member: Member, batches: list[Batch]) -> None:
         if member.life == 1:
             self.disks[member.name] = Disk()
-        disk, book = self.disks[member.name], Book(batches)
-        index = disk.durable_index
+        store, disk = member.disk.store, self.disks[member.name]
+        start = store.start.index
+        entry = self.world.safety.entries.get(start, (0, 0))
+        if disk.book.entries.get(start) != entry:
+            if start != self.installs.get(member.name):
+                self.fail(f"the log of server {member.name} starts behind {start}: it had none")
+            disk.book.restart(start, entry)  # it crashed when that had just been done
+            disk.durable_index = start
+        book, index = Book(batches, start, entry), disk.durable_index
         if book.entries.get(index) != disk.book.entries[index]:
             self.fail(f"server {member.name} lost what was durable up to {index}")
-        for end, entry in book.entries.items():
-            if end > index and disk.book.entries.get(end, entry) != entry:
+        for end, found in book.entries.items():
+            if end > index and disk.book.entries.get(end, found) != found:
                 self.fail(f"server {member.name} found at {end} what it has not written")
-        state = member.disk.store.hard_state
+        state = store.hard_state
         if (state.term, state.voted_for) != (disk.term, disk.voted_for) and state.term < disk.term:
             self.fail(f"server {member.name} found {state}, term {disk.term} was durable")
-        disk.book, disk.durable_index = Book(batches), book.last_index
+        disk.book, disk.durable_index = Book(batches, start, entry), book.last_index
         disk.term, disk.voted_for = state.term, state.voted_for
         self.logs[member.name] = book
+
+    def installing(self, member: Member, index: int, term: int) -> None:
+        entry = self.world.safety.entries.get(index)
+        if entry is None or entry[0] != term:
+            self.fail(
+                f"server {member.name} installs a prefix up to {index} of term {term}; "
+                f"committed there is {entry}"
+            )
+        self.installs[member.name] = index
+        self.logs[member.name].restart(index, entry)
 
     def ready(self, member: Member, ready: Ready) -> None:
         book = self.logs[member.name]
         for write in ready.writes:
-            book.take(write)
+            book.take(write, self.world.safety.entries)
         for _, message in ready.messages:
             if isinstance(message, VoteRequest) and not message.pre:
                 self.campaigns[member.name] = message.transfer
@@ -139,8 +170,10 @@ class Ledger(Checker):
         disk = self.disks[member.name]
         if write.hard_state is not None:
             disk.term, disk.voted_for = write.hard_state.term, write.hard_state.voted_for
-        disk.book.take(write)
+        disk.book.take(write, self.world.safety.entries)
         disk.durable_index = min(disk.durable_index, disk.book.last_index)
+        if write.install is not None:
+            disk.durable_index = write.install.index
         if write.truncate_after is not None:
             disk.durable_index = min(disk.durable_index, write.truncate_after)
 

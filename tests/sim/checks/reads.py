@@ -90,6 +90,9 @@ class ReadsAreTrue(Checker):
             self._set(done.index, of, "", done.value[0])
         elif of == "map" and (name == "set" or (name == "create" and done.value is not None)):
             self._set(done.index, of, args[0], args[1])
+        elif of == "map" and name == "set_many":
+            for key, value in args[0].items():
+                self._set(done.index, of, key, value)
         elif of == "map" and name == "delete":
             self._set(done.index, of, args[0], None)
 

@@ -26,6 +26,20 @@ class OneDigest(Checker):
         if batch.last_index // EVERY != (batch.first_index - 1) // EVERY:
             self.compare(member)
 
+    def frozen(self, member: Member) -> None:
+        self.compare(member)
+
+    def booted(self, member: Member, batches: list[Batch]) -> None:
+        if member.multiplexer.index:
+            self.went_over(member)
+
+    def went_over(self, member: Member) -> None:
+        """What is restored is what was frozen, here or elsewhere."""
+        index = member.multiplexer.index
+        if index not in self.digests:
+            self.fail(f"server {member.name} restores a state at {index}: none was frozen there")
+        self.compare(member)
+
     def finished(self) -> None:
         for member in self.world.members.values():
             if member.is_up:
