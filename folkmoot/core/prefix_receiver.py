@@ -106,10 +106,15 @@ class PrefixReceiver:
         self._ask(now)
 
     def tick(self, now: float) -> None:
-        """Ask again for what has not come."""
-        if now >= self._ask_again_at:
-            self._forget_asked()
-            self._ask(now)
+        """Ask again for what has not come, as long as it is of use."""
+        if now < self._ask_again_at:
+            return
+        if self.table is not None and self.table.point.index <= self._raft.commit_index:
+            if not self._writing:
+                self.give_up()  # a leader with a longer log has brought it in the ordinary way
+            return
+        self._forget_asked()
+        self._ask(now)
 
     def deadline(self) -> float:
         """When `tick` must be called even if nothing arrives."""
