@@ -99,6 +99,11 @@ class Compacting:
         return False
 
     @property
+    def is_short_of_room(self) -> bool:
+        """Whether a full disk ended the last compaction, and the next has not begun."""
+        return self._retry_at is not None and not self.is_stopped
+
+    @property
     def is_due(self) -> bool:
         """Whether the state is to be frozen at the next boundary."""
         if self._is_running or self.is_stopped:

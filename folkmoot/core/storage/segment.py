@@ -68,6 +68,12 @@ def segment_name(segment_id: int) -> str:
     return f"{SUBDIR}/{segment_id:010d}.seg"
 
 
+def first_index_of(files: Files, name: str) -> int:
+    """Return the first index that a segment's header claims, unverified; 0 where there is none."""
+    head = files.read(name, 0, _HEADER.size)
+    return int(_HEADER.unpack(head)[4]) if len(head) == _HEADER.size else 0
+
+
 def corrupt(where: str, offset: int, why: str) -> StorageCorrupt:
     """Name the file, the offset, what is wrong there, and what to do."""
     return StorageCorrupt(
