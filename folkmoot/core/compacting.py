@@ -21,6 +21,7 @@ finds the log that goes on from it (bugs E7).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -151,6 +152,7 @@ class Compacting:
             self._retry_at = 0.0  # the next `tick` says when
             return
         self.index = index
+        self._retry_at = None
         self._threshold = max(self._config.compaction_log_bytes, records_bytes)
         self._trim_at = 0.0
 
@@ -193,7 +195,9 @@ class Compacting:
 
     def deadline(self, now: float) -> float:
         """When `tick` must be called even if nothing arrives."""
-        due = self._trim_at if self._raft.log.start_index < self.index else float("inf")
+        due = math.inf
+        if self._raft.log.start_index < self.index and not self.is_stopped:
+            due = self._trim_at
         return due if self._retry_at is None else min(due, max(self._retry_at, now))
 
     # -- another server's prefix ---------------------------------------------------------------
@@ -203,5 +207,5 @@ class Compacting:
         self._multiplexer = multiplexer
         self.index = multiplexer.index
         self.is_stopped = self._is_running = False
+        self._retry_at = None
         self._applied_bytes = 0
-        self._wanted = 0

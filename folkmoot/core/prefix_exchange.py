@@ -11,11 +11,13 @@ from typing import Any, Protocol
 
 from folkmoot.core.compacting import Compacting, CompactionPort
 from folkmoot.core.multiplexer import Multiplexer
-from folkmoot.core.prefix_frames import Ask, Chunk, Offer, decode_prefix, encode_prefix
-from folkmoot.core.prefix_install import InstallPort, PrefixInstall
+from folkmoot.core.prefix_events import PrefixDiscarded
+from folkmoot.core.prefix_frames import Ask, Chunk, Damaged, Offer, decode_prefix, encode_prefix
+from folkmoot.core.prefix_install import InstallPort, InstallState, PrefixInstall
 from folkmoot.core.prefix_receiver import PrefixReceiver
 from folkmoot.core.prefix_sender import PrefixSender
 from folkmoot.core.raft import Raft
+from folkmoot.core.raft.trace import TraceEvent
 from folkmoot.core.types import NodeId
 
 
@@ -33,12 +35,14 @@ class PrefixExchange:
         storage: PrefixPort,
         bytes_per_s: int,
         post: Callable[[NodeId, bytes], None],
+        tell: Callable[[TraceEvent], None],
     ) -> None:
-        """`post` sends a frame to another member."""
+        """`post` sends a frame to another member, `tell` says what an operator should know."""
         self.sender = PrefixSender(raft, storage, bytes_per_s, self._send)
-        self.receiver = PrefixReceiver(raft, storage, self._send)
+        self.receiver = PrefixReceiver(raft, storage, self._send, tell)
         self.install = PrefixInstall(raft, self.receiver, compacting, storage)
         self._post = post
+        self._tell = tell
 
     def _send(self, node_id: NodeId, message: Any) -> None:
         self._post(node_id, encode_prefix(message))
@@ -52,12 +56,16 @@ class PrefixExchange:
             self.receiver.offered(sender, message, now)
         elif type(message) is Chunk:
             self.receiver.arrived(sender, message, now)
+        elif type(message) is Damaged:
+            self.sender.damaged(sender, message)
 
-    def turn(self, present: Multiplexer, now: float) -> str | None:
-        """Do what is due; returns what an operator should know, if anything."""
+    def turn(self, present: Multiplexer, now: float) -> None:
+        """Do what is due."""
         self.sender.tick(now)
         self.receiver.tick(now)
-        return self.install.step(present, now)
+        wrong = self.install.step(present, now)
+        if wrong is not None:
+            self._tell(PrefixDiscarded(wrong))
 
     @property
     def is_busy(self) -> bool:
@@ -66,18 +74,20 @@ class PrefixExchange:
 
     def deadline(self, now: float) -> float:
         """When `turn` must be called even if nothing arrives."""
-        return min(self.sender.deadline(now), self.receiver.deadline())
+        return min(self.sender.deadline(now), self.receiver.deadline(now))
 
     def status(self) -> dict[str, Any]:
         """What an operator wants to know: transfers under way, in bytes and entries."""
-        table = self.receiver.table
+        receiver, install = self.receiver, self.install
         receiving = None
-        if table is not None:
+        if receiver.table is not None:
+            is_begun = install.phase is not InstallState.IDLE
             receiving = {
-                "index": table.point.index,
-                "received_bytes": self.receiver.received_bytes,
-                "size_bytes": table.size_bytes,
-                "phase": str(self.install.phase),
-                "restored": self.install.restored,
+                "index": receiver.table.point.index,
+                "received_bytes": receiver.received_bytes,
+                "size_bytes": receiver.size_bytes,
+                "phase": str(install.phase) if is_begun else "receiving",
+                "restored_entries": install.restored,
+                "live_entries": install.live_count,
             }
         return {"receiving": receiving, "sending": self.sender.status()}

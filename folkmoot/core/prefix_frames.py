@@ -2,9 +2,10 @@
 
 Pure: no I/O, no clock, no randomness. Who asks what when is `prefix_sender` and `prefix_receiver`.
 
-    OFFER   leader: there is a prefix, with this table; it speaks for what your log is missing
-    ASK     follower: send me these bytes of this file of that archive
-    CHUNK   leader: here they are
+    OFFER    leader: there is a prefix, with this table; it speaks for what your log is missing
+    ASK      follower: send me these bytes of this file of that archive
+    CHUNK    leader: here they are
+    DAMAGED  follower: that file does not verify here; does it with you?
 
 The dissertation's InstallSnapshot pushes; here the follower pulls. So it alone knows what it has,
 across its own crashes and changes of the leader, nothing has to be acknowledged, and a chunk that
@@ -21,7 +22,7 @@ from folkmoot.core.errors import RemoteProtocolError
 from folkmoot.transport.codec import pack, unpack
 from folkmoot.transport.frame import encode_frame
 
-OFFER, ASK, CHUNK = 66, 67, 68
+OFFER, ASK, CHUNK, DAMAGED = 66, 67, 68, 69
 """Frame types on a link between members."""
 CHUNK_BYTES = 128 << 10
 """A follower asks for so many bytes at once."""
@@ -33,6 +34,8 @@ class Offer:
     """A leader of `term` can send the archive with this table."""
 
     term: int
+    log_start: int
+    """Its log goes on behind this index: a prefix that speaks for less is of no use any more."""
     table: bytes = attrs.field(repr=False)
 
 
@@ -61,12 +64,22 @@ class Chunk:
     data: bytes = attrs.field(repr=False)
 
 
-PrefixMessage = Offer | Ask | Chunk
-_TYPES: dict[type, int] = {Offer: OFFER, Ask: ASK, Chunk: CHUNK}
+@attrs.frozen
+class Damaged:
+    """A file has arrived, and is not what the table says."""
+
+    term: int
+    archive_id: bytes
+    file_number: int
+
+
+PrefixMessage = Offer | Ask | Chunk | Damaged
+_TYPES: dict[type, int] = {Offer: OFFER, Ask: ASK, Chunk: CHUNK, Damaged: DAMAGED}
 _FIELDS: dict[int, tuple[type, tuple[type, ...]]] = {
-    OFFER: (Offer, (int, bytes)),
+    OFFER: (Offer, (int, int, bytes)),
     ASK: (Ask, (int, bytes, int, int, int, int)),
     CHUNK: (Chunk, (bytes, int, int, bytes)),
+    DAMAGED: (Damaged, (int, bytes, int)),
 }
 
 

@@ -24,8 +24,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import attrs
-
 from folkmoot.core.batch import Batch
 from folkmoot.core.compacting import Compacting
 from folkmoot.core.config import NodeConfig
@@ -44,6 +42,7 @@ from folkmoot.core.forwarding import (
 from folkmoot.core.front import Front
 from folkmoot.core.intake import Intake
 from folkmoot.core.multiplexer import Applied, Multiplexer
+from folkmoot.core.prefix_events import PrefixTaken
 from folkmoot.core.prefix_exchange import PrefixExchange, PrefixPort
 from folkmoot.core.prefix_frames import is_prefix
 from folkmoot.core.raft import Raft, Ready, Role, Write
@@ -52,6 +51,7 @@ from folkmoot.core.reading import ReadDesk
 from folkmoot.core.requests import FrameType
 from folkmoot.core.room import Room, Shortage
 from folkmoot.core.routing import Counts, Router
+from folkmoot.core.storage.jobs import Sweep
 from folkmoot.core.types import NodeId
 
 APPLY_BYTES_PER_TURN = 1 << 20
@@ -75,20 +75,6 @@ class StoragePort(PrefixPort, Protocol):
 
     def status(self) -> dict[str, Any]:
         """Plain data for operators."""
-
-
-@attrs.frozen
-class PrefixDiscarded(TraceEvent):
-    """A prefix that was received is not what it should be; it is sent anew."""
-
-    why: str
-
-
-@attrs.frozen
-class PrefixTaken(TraceEvent):
-    """This server serves from another server's prefix now."""
-
-    index: int
 
 
 class PeerPort(Protocol):
@@ -132,7 +118,12 @@ class Replica:
         self.room = Room(config.node_id, config.storage.reserve_bytes)
         self.compacting = Compacting(config.storage, raft, multiplexer, storage, multiplexer.index)
         self.prefixes = PrefixExchange(
-            raft, self.compacting, storage, config.storage.transfer_bytes_per_s, self._post
+            raft,
+            self.compacting,
+            storage,
+            config.storage.transfer_bytes_per_s,
+            self._post,
+            self._report,
         )
         self.reads = ReadDesk()
         self.front = Front(self)
@@ -212,7 +203,9 @@ class Replica:
         self._exchange_prefixes(now)
         if self._outbox:
             self._flush_peers()
-        if self.multiplexer.index < self._applicable and not self.prefixes.install.is_writing:
+        if self.prefixes.install.is_writing:
+            self._more_to_apply = False
+        elif self.multiplexer.index < self._applicable:
             self._apply_committed(now)
         self._compact(now)
         if raft.leader != self._told_leader:
@@ -317,11 +310,12 @@ class Replica:
         sending = self.prefixes.sender.oldest
         compacting.tick(now, disk_is_low=self.room.shortage is not None, sending=sending)
 
+    def _report(self, event: TraceEvent) -> None:
+        self.trace(event)
+
     def _exchange_prefixes(self, now: float) -> None:
         """Send and receive prefixes, and go over to one that was installed."""
-        wrong = self.prefixes.turn(self.multiplexer, now)
-        if wrong is not None:
-            self.trace(PrefixDiscarded(wrong))
+        self.prefixes.turn(self.multiplexer, now)
         state = self.prefixes.install.take(self._applicable)
         if state is not None:
             self._go_over(state)
@@ -338,6 +332,7 @@ class Replica:
         self.multiplexer = self.router.multiplexer = state
         self.compacting.replaced(state)
         self.raft.applied(state.index)
+        self.storage.post(Sweep(), lambda _: None)  # the files of the prefix that it replaced
         self.trace(PrefixTaken(state.index))
 
     def _next_batches(self, commit_index: int) -> list[Batch]:

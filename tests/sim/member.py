@@ -16,8 +16,9 @@ from folkmoot.core.config import NodeConfig
 from folkmoot.core.connection import ClientConnection
 from folkmoot.core.errors import FolkmootError, Overloaded
 from folkmoot.core.multiplexer import Multiplexer
+from folkmoot.core.prefix_events import PrefixDiscarded, PrefixTaken
 from folkmoot.core.raft import Configuration, Role
-from folkmoot.core.replica import PrefixDiscarded, PrefixTaken, Replica
+from folkmoot.core.replica import Replica
 from folkmoot.core.restart import recovered_raft, restored
 from folkmoot.core.storage.log_store import Identity
 from folkmoot.core.types import NodeId

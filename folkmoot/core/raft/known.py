@@ -99,16 +99,27 @@ class Known:
         last entry: then all entries up to there are the same (§3.5), and appends will do. And it
         must have come from a leader of this very term.
         """
-        state, log = self._state, self._state.log
+        state = self._state
         if state.leader in (None, state.node_id) or term > state.term:
             return False
+        return not self.has_entry(index, term)
+
+    def has_entry(self, index: int, term: int) -> bool:
+        """Return whether everything up to the entry `index` of `term` is here: no prefix that ends
+        with it will ever be of use again.
+        """
+        state, log = self._state, self._state.log
         if index <= state.commit_index:
-            return False
-        return not (index <= log.last_index and log.term_at(index) == term)
+            return True
+        return index <= log.last_index and log.term_at(index) == term
 
     def followers_below_log(self) -> list[NodeId]:
         """Return whom only the prefix can help, of those heard from within an election timeout."""
         return [] if self._leader is None else self._leader.followers_below_log()
+
+    def needs_prefix(self, peer: NodeId) -> bool:
+        """Return whether this server leads, and only the prefix can help `peer`."""
+        return self._leader is not None and self._leader.needs_prefix(peer)
 
     def reachable_match(self, now: float) -> int | None:
         """Return up to where all others heard from within an election timeout have the log.

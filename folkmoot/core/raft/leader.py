@@ -152,6 +152,11 @@ class Leader:
         """Return whom only the prefix can help, of those heard from within an election timeout."""
         return [p.peer for p in self._reachable(self._state.now) if p.state is ProgressState.PREFIX]
 
+    def needs_prefix(self, peer: NodeId) -> bool:
+        """Return whether only the prefix can help `peer`, heard from or not."""
+        progress = self._replication.progress.get(peer)
+        return progress is not None and progress.state is ProgressState.PREFIX
+
     def reachable_match(self, now: float) -> int | None:
         """Return the lowest match index of those heard from within an election timeout, if any.
 

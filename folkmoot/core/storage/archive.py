@@ -23,8 +23,9 @@ import attrs
 from folkmoot.core.errors import RemoteProtocolError
 from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.manifest import FileKind, Manifest, Point, PrefixFileEntry
-from folkmoot.core.storage.prefix_file import HEADER_BYTES, file_name, read_header
+from folkmoot.core.storage.prefix_file import HEADER_BYTES, file_name, read_blocks, read_header
 from folkmoot.core.storage.prefix_store import PrefixStore
+from folkmoot.core.storage.segment import corrupt
 from folkmoot.transport.codec import pack, unpack
 
 FILES_MAX = 1 << 16
@@ -158,8 +159,22 @@ class Archive:
         self.is_open = True
 
     def read(self, file_number: int, offset: int, size_bytes: int) -> bytes:
-        """Return bytes of the file that stands at `file_number` in the table; fewer at its end."""
-        return self._files.read(self._names[file_number], offset, size_bytes)
+        """Return bytes of the file that stands at `file_number` in the table; fewer at its end.
+
+        Only who reads back what it got verifies them. Raises StorageCorrupt for a short file.
+        """
+        name, end = self._names[file_number], self._entries[file_number].end
+        data = self._files.read(name, offset, size_bytes)
+        expected = min(size_bytes, end - offset)
+        if len(data) != expected:
+            where = self._files.describe(name)
+            raise corrupt(where, offset + len(data), f"the file ends here, {end} bytes are needed")
+        return data
+
+    def check(self, file_number: int) -> None:
+        """Verify a whole file. Raises StorageCorrupt."""
+        for _ in read_blocks(self._files, self._names[file_number], self._entries[file_number]):
+            pass
 
     def close(self) -> None:
         """Let the files go. Does nothing twice."""

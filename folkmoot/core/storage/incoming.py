@@ -83,6 +83,11 @@ class Incoming:
         """Bytes that are here."""
         return sum(self.have)
 
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes that are not."""
+        return 0 if self.table is None else self.table.size_bytes - self.received_bytes
+
     def begin(self, encoded: bytes) -> None:
         """Receive the archive with this table, keeping what is here of it.
 
@@ -100,6 +105,8 @@ class Incoming:
         known = {}
         if self.table is not None:
             known = dict(zip(map(_name, self.table.files), self.have, strict=True))
+        # Should a full disk end this, then what is here is looked at anew the next time.
+        self.table, self.id, self.have, self.source = None, b"", [], None
         self._take(table, encoded, known)
 
     def gap(self) -> tuple[int, int, int] | None:
@@ -130,6 +137,31 @@ class Incoming:
         if is_whole:
             self._complete(one)
         return True
+
+    def drop(self, file_number: int) -> None:
+        """Remove what has come of a file."""
+        assert self.table is not None, "no archive is being received"
+        one = self.table.files[file_number]
+        self._remove(_part(one))
+        self._remove(_whole(one))
+        self.have[file_number] = self._unsynced = 0
+
+    def check(self) -> list[int]:
+        """Verify what is whole, and drop what is damaged; return which files that was."""
+        assert self.table is not None, "no archive is being received"
+        damaged = []
+        for number, one in enumerate(self.table.files):
+            if self.have[number] == one.entry.end and not self._is_sound(one):
+                self.drop(number)
+                damaged.append(number)
+        self.source = None
+        return damaged
+
+    def _is_sound(self, one: ArchiveFile) -> bool:
+        try:
+            return verified_bytes(self._files, _whole(one), one.entry) == one.entry.end
+        except StorageCorrupt:
+            return False
 
     def read_back(self) -> StoredPrefix:
         """Return the complete prefix as a source. Reading it verifies every byte."""
@@ -163,7 +195,6 @@ class Incoming:
 
     def _take(self, table: ArchiveTable, encoded: bytes, known: Mapping[str, int]) -> None:
         """Go over to a table, which is durable; `known` files need not be looked at."""
-        self.table, self.id, self.source = table, archive_id(encoded), None
         names = {_name(one) for one in table.files}
         for name in self._files.list(SUBDIR):
             path = f"{SUBDIR}/{name}"
@@ -171,6 +202,7 @@ class Incoming:
                 self._files.unlink(path)
         present = {f"{SUBDIR}/{name}" for name in self._files.list(SUBDIR)}
         self.have = [self._present_bytes(one, present, known) for one in table.files]
+        self.table, self.id, self.source = table, archive_id(encoded), None
 
     def _present_bytes(self, one: ArchiveFile, present: set[str], known: Mapping[str, int]) -> int:
         """Return how much of a file is here."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 import attrs
 
+from folkmoot.core.errors import StorageFull
 from folkmoot.core.storage.archive import Archive
 from folkmoot.core.storage.log_store import LogStore
 
@@ -63,9 +64,13 @@ class Sweep:
 
 @attrs.frozen
 class OpenArchive:
-    """Pin the prefix for somebody who wants to read it; answers None where there is none."""
+    """Pin the prefix for somebody who wants to read it; answers None where there is none.
 
-    exclusive: ClassVar[bool] = True
+    The writer may go on, though it may install a received prefix meanwhile: what MANIFEST listed a
+    moment ago is still there, as only jobs remove files of a prefix.
+    """
+
+    exclusive: ClassVar[bool] = False
 
     def run(self, store: LogStore) -> Archive | None:
         """Do it."""
@@ -88,33 +93,93 @@ class ReadArchive:
 
 
 @attrs.frozen
+class CheckArchive:
+    """Verify a file of an archive, all of it: who was sent it says that it is damaged.
+
+    Raises StorageCorrupt if it is so here: this server must stop, and be rebuilt from the others.
+    """
+
+    exclusive: ClassVar[bool] = False
+    archive: Archive
+    file_number: int
+
+    def run(self, store: LogStore) -> None:
+        """Do it."""
+        self.archive.check(self.file_number)
+
+
+@attrs.frozen
+class CloseArchive:
+    """Let the files of an archive go. As jobs run in order, not before they have been read.
+
+    1. a read is posted, then the archive is closed at once: its files are not pinned any more;
+    2. the compaction that is under way is installed, and sweeps them away;
+    3. the read finds no file, which stops the server.
+    """
+
+    exclusive: ClassVar[bool] = False
+    archive: Archive
+
+    def run(self, store: LogStore) -> None:
+        """Do it."""
+        self.archive.close()
+
+
+@attrs.frozen
 class BeginReceiving:
     """Receive the archive with this table, keeping what is here of it already.
 
-    Answers how many bytes of each file are.
+    Answers how many bytes of each file are; or StorageFull, where there is no room for the rest.
     """
 
     exclusive: ClassVar[bool] = False
     table: bytes = attrs.field(repr=False)
 
-    def run(self, store: LogStore) -> list[int]:
+    def run(self, store: LogStore) -> list[int] | StorageFull:
         """Do it."""
-        store.incoming.begin(self.table)
-        return list(store.incoming.have)
+        incoming = store.incoming
+        try:
+            incoming.begin(self.table)
+        except StorageFull as error:
+            return error
+        missing, free = incoming.missing_bytes, store.free_bytes()
+        if missing > free:
+            return StorageFull(f"{missing} bytes are missing of it, and {free} are free here")
+        return list(incoming.have)
 
 
 @attrs.frozen
 class Receive:
-    """Write some bytes of the archive that is being received; answers whether they fitted."""
+    """Write some bytes of the archive that is being received, behind those that are here.
+
+    Answers how many bytes of the file are here then; or StorageFull, and the file is gone again:
+    what of it was not synced may be lost, and a sync that comes later would not say so (bugs F2).
+    """
 
     exclusive: ClassVar[bool] = False
     file_number: int
     offset: int
     data: bytes = attrs.field(repr=False)
 
-    def run(self, store: LogStore) -> bool:
+    def run(self, store: LogStore) -> int | StorageFull:
         """Do it."""
-        return store.incoming.write(self.file_number, self.offset, self.data)
+        try:
+            store.incoming.write(self.file_number, self.offset, self.data)
+        except StorageFull as error:
+            store.incoming.drop(self.file_number)
+            return error
+        return store.incoming.have[self.file_number]
+
+
+@attrs.frozen
+class CheckReceived:
+    """Verify what was received, and remove the files that are damaged: answers which those are."""
+
+    exclusive: ClassVar[bool] = False
+
+    def run(self, store: LogStore) -> list[int]:
+        """Do it."""
+        return store.incoming.check()
 
 
 @attrs.frozen

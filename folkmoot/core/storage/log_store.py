@@ -6,10 +6,10 @@ no event loop, no callback (`writer.StorageWriter` and `core/housekeeping.py` ad
 nothing of the meaning of a batch beyond its term and indexes.
 
 Who drives it: the writer and the housekeeping of a server; the simulator and tests directly. What
-changes the log or MANIFEST (`write`, `sync`, `prepare`, `mark`, `roll`, `install`, `trim`), and
-`archive`, which reads it, come from one thread at a time. `compact` and the steps of what it
-returns, `sweep`, and all of `incoming` come from one, which may be another. `read`, `batches` and
-what says so may come from any.
+changes the log or MANIFEST (`write`, `sync`, `prepare`, `mark`, `roll`, `install`, `trim`) comes
+from one thread at a time. `compact` and the steps of what it returns, `sweep`, `archive`, and all
+of `incoming` come from one, which may be another. `read`, `batches` and what says so may come from
+any.
 
 The order on the disk, which everything rests on:
 
@@ -239,6 +239,9 @@ class LogStore:
             )
             self.prefix.replace(compaction.entries, compaction.items_files)
             self.counters.compactions += 1
+            received = self.incoming.table
+            if received is not None and received.point.index <= compaction.index:
+                self.incoming.discard()  # an earlier life began it, and the log came after all
 
     def archive(self) -> Archive | None:
         """Pin the prefix for somebody who reads it; None where there is none yet."""

@@ -148,6 +148,8 @@ class StoredPrefix:
         """Complete once `items` is exhausted."""
         self.configuration = b""
         """Consensus's own record, once `records` is exhausted."""
+        self.live_count: int | None = None
+        """How many entries live, once `records` is exhausted."""
         self.is_read = False
         """Whether all of it was read, so that all of it is what it should be."""
 
@@ -168,6 +170,7 @@ class StoredPrefix:
                     raise self._corrupt(name, f"liveness of an items file from {key}: none is so")
         if missing:
             raise self._corrupt(name, f"no liveness of the items files from {sorted(missing)}")
+        self.live_count = sum(one.alive.count(1) for one in self.items_files)
 
     def _take_liveness(self, name: str, key: int, data: bytes) -> None:
         try:
