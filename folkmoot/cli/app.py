@@ -44,6 +44,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "server": ("folkmoot.cli.server:server", "Run one server of a cluster."),
         "leader": ("folkmoot.cli.leader:leader", "Show or move the cluster's leadership."),
         "bench": ("folkmoot.cli.bench:bench", "Measure the cluster quickly."),
+        "snapshot": ("folkmoot.cli.snapshot:snapshot", "Save, look at or restore a backup."),
+        "log": ("folkmoot.cli.log:log", "Look at or verify a member's data directory."),
         "config": ("folkmoot.cli.config_command:config", "Show or check the configuration."),
         "completion": ("folkmoot.cli.about:completion", "Print a shell's completion script."),
         "version": ("folkmoot.cli.about:version", "Print the version."),

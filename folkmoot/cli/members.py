@@ -12,13 +12,8 @@ from typing import Any
 import anyio
 import attrs
 
-from folkmoot.core.errors import ConnectionLost, FolkmootError, RemoteProtocolError, from_wire
-from folkmoot.core.requests import PROTOCOL_VERSION, FrameType, decode, encode
-from folkmoot.transport.address import cause_of, parse_address
-from folkmoot.transport.frame import FrameReader
-
-_FRAME_BYTES_MAX = 16 << 20
-_NAME = "folkmoot command line"
+from folkmoot.cli.conversation import conversation
+from folkmoot.core.errors import ConnectionLost, FolkmootError
 
 
 async def ask(address: str, operation: str, *arguments: Any, timeout_s: float) -> Any:
@@ -29,33 +24,10 @@ async def ask(address: str, operation: str, *arguments: Any, timeout_s: float) -
     """
     try:
         with anyio.fail_after(timeout_s):
-            return await _ask(address, operation, list(arguments))
+            async with conversation(address, timeout_s=timeout_s) as talk:
+                return await talk.ask(operation, *arguments)
     except TimeoutError:
         raise ConnectionLost(f"{address} did not answer within {timeout_s:g} s") from None
-    except (OSError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
-        raise ConnectionLost(f"{address}: {cause_of(error)}") from None
-
-
-async def _ask(address: str, operation: str, arguments: list[Any]) -> Any:
-    host, port = parse_address(address)
-    async with await anyio.connect_tcp(host, port) as stream:
-        await stream.send(
-            encode(FrameType.HELLO, PROTOCOL_VERSION, "client", b"", 0, _NAME)
-            + encode(FrameType.ADMIN, 1, operation, arguments)
-        )
-        reader = FrameReader(_FRAME_BYTES_MAX)
-        while True:
-            for frame_type, _, body in reader.feed(await stream.receive()):
-                if frame_type == FrameType.REFUSED:
-                    code, message = decode(frame_type, body)
-                    raise from_wire(code, f"{address}: {message}")
-                if frame_type == FrameType.ADMIN_RESULT:
-                    _, code, result = decode(frame_type, body)
-                    if code is not None:
-                        raise from_wire(code, str(result))
-                    return result
-                if frame_type not in (FrameType.WELCOME, FrameType.LEADER):
-                    raise RemoteProtocolError(f"{address} sent a frame of type {frame_type}")
 
 
 @attrs.frozen
@@ -158,6 +130,7 @@ class ClusterView:
             "health": self.health,
             "leader": self.leader.node_id if self.leader else None,
             "term": best.get("term"),
+            "epoch": best.get("epoch"),
             "commit_index": best.get("commit_index"),
             "sessions": best.get("sessions"),
             "resources": best.get("resources"),

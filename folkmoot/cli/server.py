@@ -20,7 +20,7 @@ from folkmoot.cli.exits import CannotStart, ExitCode, leaves
 from folkmoot.cli.options import Command, Options
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from folkmoot.core.config import NodeConfig
     from folkmoot.core.machine import Machine
@@ -31,28 +31,43 @@ log = logging.getLogger("folkmoot.server")
 WATCH_INTERVAL_S = 0.25
 """How often the server looks at its own role, to log when it changes."""
 
+_MEMBER_OPTIONS = (
+    click.option("--node-id", type=int, metavar="N", help="Which of the members this server is."),
+    click.option("--cluster", metavar="NAME", help="The cluster's name, equal on all members."),
+    click.option("--data-dir", metavar="DIR", help="Where the log is kept."),
+    click.option(
+        "--member",
+        "members",
+        multiple=True,
+        metavar="N=HOST:PEERPORT,HOST:CLIENTPORT",
+        help="A first member, itself included; once for each, the same list on all.",
+    ),
+    click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Any setting, as in a file.",
+    ),
+    click.option(
+        "--machine",
+        "machines",
+        multiple=True,
+        metavar="MODULE:CLASS",
+        help="A state machine of your own, beside the built-in ones; the same on all members.",
+    ),
+)
+
+
+def member_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that describe one member, as `server` and `snapshot restore` take them."""
+    for option in reversed(_MEMBER_OPTIONS):
+        command = option(command)
+    return command
+
 
 @click.command(cls=Command)
-@click.option("--node-id", type=int, metavar="N", help="Which of the members this server is.")
-@click.option("--cluster", metavar="NAME", help="The cluster's name, equal on all members.")
-@click.option("--data-dir", metavar="DIR", help="Where the log is kept.")
-@click.option(
-    "--member",
-    "members",
-    multiple=True,
-    metavar="N=HOST:PEERPORT,HOST:CLIENTPORT",
-    help="A first member, itself included; once for each, the same list on all.",
-)
-@click.option(
-    "--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Any setting, as in a file."
-)
-@click.option(
-    "--machine",
-    "machines",
-    multiple=True,
-    metavar="MODULE:CLASS",
-    help="A state machine of your own, beside the built-in ones; the same on all members.",
-)
+@member_options
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -83,15 +98,7 @@ def server(
 
     SIGTERM and Ctrl-C stop it gracefully: it hands leadership over, finishes and flushes.
     """
-    from folkmoot.cli import config_file
-
-    flags = {"node_id": node_id, "cluster": cluster, "data_dir": data_dir}
-    given = config_file.from_assignments(assignments, "--set")
-    given |= config_file.from_flags(
-        {**flags, "members": tuple(config_file.parse_member(text) for text in members)}
-    )
-    config = options.load(given).node
-    check(config)
+    config = member_config(options, node_id, cluster, data_dir, members, assignments)
     kinds = [load_machine(text) for text in machines]
     start_logging(log_level)
     if stop_with_stdin:
@@ -102,6 +109,27 @@ def server(
     return anyio.run(
         serve, config, kinds, backend="asyncio", backend_options={"use_uvloop": has_uvloop()}
     )
+
+
+def member_config(
+    options: Options,
+    node_id: int | None,
+    cluster: str | None,
+    data_dir: str | None,
+    members: Sequence[str],
+    assignments: Sequence[str],
+) -> NodeConfig:
+    """Put flags above environment and file. Raises ConfigError, also for what makes no server."""
+    from folkmoot.cli import config_file
+
+    flags = {"node_id": node_id, "cluster": cluster, "data_dir": data_dir}
+    given = config_file.from_assignments(assignments, "--set")
+    given |= config_file.from_flags(
+        {**flags, "members": tuple(config_file.parse_member(text) for text in members)}
+    )
+    config = options.load(given).node
+    check(config)
+    return config
 
 
 def load_machine(text: str) -> type[Machine]:

@@ -183,6 +183,8 @@ def render(
     ]
     if view.leader is not None:
         parts.append((f"node {view.leader.node_id} leads term {best['term']}", ""))
+    if best.get("epoch"):
+        parts.append((f"epoch {best['epoch']}", ""))
     parts += [(f"{best[key]} {key}", "") for key in ("sessions", "resources") if best]
     if commits_per_s is not None:
         parts.append((f"{commits_per_s:,.0f} commits/s", ""))

@@ -1,7 +1,7 @@
 """What operators ask of one server: its status, its sessions, and to hand leadership over.
 
 Pure: no I/O, no clock, no randomness. Each server answers for itself; whoever wants the cluster's
-view asks every member.
+view asks every member. What takes longer than a turn, saving a backup, is `core/backups.py`'s.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from folkmoot.core.errors import BadCommand, NotLeader
+from folkmoot.core.connection import ClientConnection
+from folkmoot.core.errors import BadCommand, FolkmootError, NotLeader
+from folkmoot.core.requests import FrameType
 from folkmoot.core.types import NodeId
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def status(replica: Replica, arguments: list[Any], now: float) -> dict[str, Any]
         "cluster_id": replica.cluster_id.hex(),
         "role": raft.role.value,
         "term": raft.term,
+        "epoch": multiplexer.epoch,
         "leader": leader or None,
         "leader_address": leader_address or None,
         "commit_index": raft.commit_index,
@@ -64,6 +67,7 @@ def status(replica: Replica, arguments: list[Any], now: float) -> dict[str, Any]
         "sessions": len(multiplexer.sessions),
         "resources": len(multiplexer.directory.resources),
         "connections": len(replica.front.connections),
+        "backups": len(replica.backups),
         "receiving": prefixes["receiving"],
         "storage": {**replica.storage.status(), **replica.room.status()},
         "loop": {
@@ -127,3 +131,24 @@ ADMIN_OPERATIONS: Mapping[str, Callable[[Replica, list[Any], float], Any]] = {
     "transfer_leader": transfer_leader,
     "sessions": sessions,
 }
+
+
+def answer(replica: Replica, connection: ClientConnection, question: list[Any], now: float) -> None:
+    """Answer an ADMIN frame, at once or, for what takes longer, when it is done."""
+    request_id, operation, arguments = question
+
+    def reply(result: Any) -> None:
+        connection.send(FrameType.ADMIN_RESULT, request_id, None, result)
+
+    backups = replica.backups.operations
+    try:
+        if operation in ADMIN_OPERATIONS:
+            reply(ADMIN_OPERATIONS[operation](replica, arguments, now))
+        elif operation in backups:
+            backups[operation](connection, arguments, reply, now)
+        else:
+            known = sorted([*ADMIN_OPERATIONS, *backups])
+            raise BadCommand(f"no such operation: {operation!r}; known are {known}")
+    except FolkmootError as error:
+        text = Exception.__str__(error)
+        connection.send(FrameType.ADMIN_RESULT, request_id, error.code, text)

@@ -98,7 +98,9 @@ class StorageConfig:
     log_keep_bytes_max: int = _number(256 << 20, 0, 1 << 40)
     """The same, while a follower that answers still needs it. Beyond it, it is sent the prefix."""
     transfer_bytes_per_s: int = _number(16 << 20, 1 << 10, 1 << 40)
-    """A leader sends prefixes no faster, to all followers together."""
+    """A leader sends prefixes no faster, to all followers together; and a server no faster into all
+    backups that are being saved from it.
+    """
     fsync: bool = True
     """False only for tests and measurements: an acknowledgement then survives no power cut."""
     inline_sync_max_s: float = _number(0.002, 0.0, 0.1)

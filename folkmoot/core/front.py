@@ -14,11 +14,10 @@ import hmac
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from folkmoot.core.admin import ADMIN_OPERATIONS
+from folkmoot.core.admin import answer
 from folkmoot.core.batch import COMMANDS_HEADER, Group, Kind
 from folkmoot.core.connection import ClientConnection
 from folkmoot.core.errors import (
-    BadCommand,
     FolkmootError,
     Overloaded,
     RemoteProtocolError,
@@ -104,6 +103,7 @@ class Front:
         """
         self.connections.pop(connection, None)
         self.replica.reads.forget(connection)
+        self.replica.backups.forget(connection)
         if connection.opening:
             self._opening.pop(connection.opening, None)
             self.replica.intake.opens.pop(connection.opening, None)
@@ -300,22 +300,7 @@ class Front:
             replica.reads.unconfirmed.append(read)
 
     def _admin(self, connection: ClientConnection, body: bytes, now: float) -> None:
-        request_id, operation, arguments = decode(FrameType.ADMIN, body)
-        handler = ADMIN_OPERATIONS.get(operation)
-        if handler is None:
-            error: FolkmootError = BadCommand(
-                f"no such operation: {operation!r}; known are {sorted(ADMIN_OPERATIONS)}"
-            )
-            connection.send(FrameType.ADMIN_RESULT, request_id, error.code, str(error))
-            return
-        try:
-            connection.send(
-                FrameType.ADMIN_RESULT, request_id, None, handler(self.replica, arguments, now)
-            )
-        except FolkmootError as failure:
-            connection.send(
-                FrameType.ADMIN_RESULT, request_id, failure.code, Exception.__str__(failure)
-            )
+        answer(self.replica, connection, decode(FrameType.ADMIN, body), now)
 
     # answers out
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from folkmoot.core.backups import Backups
 from folkmoot.core.batch import Batch
 from folkmoot.core.compacting import Compacting
 from folkmoot.core.config import NodeConfig
@@ -125,6 +126,7 @@ class Replica:
             self._post,
             self._report,
         )
+        self.backups = Backups(raft, self.compacting, storage, config.storage.transfer_bytes_per_s)
         self.reads = ReadDesk()
         self.front = Front(self)
         self.trace: Callable[[Any], None] = lambda event: None
@@ -201,6 +203,7 @@ class Replica:
         if raft.role is Role.LEADER and self.room.must_tell(raft.term):
             self._tell_room()
         self._exchange_prefixes(now)
+        self.backups.tick(now)
         if self._outbox:
             self._flush_peers()
         if self.prefixes.install.is_writing:
@@ -228,6 +231,7 @@ class Replica:
         if retry is not None:
             due = min(due, retry)
         due = min(due, self.compacting.deadline(now), self.prefixes.deadline(now))
+        due = min(due, self.backups.deadline(now))
         return min(due, self.router.deadline(now), self.room.deadline())
 
     def shortage(self, now: float) -> Shortage | None:

@@ -88,7 +88,7 @@ BODIES: dict[int, tuple[tuple[type, ...], ...]] = {
     FrameType.LEADER: ((int,), (str,)),
     FrameType.ADMIN: ((int,), (str,), (list,)),
     FrameType.REFUSED_COMMANDS: ((int,), (str,), (str,)),
-    FrameType.ADMIN_RESULT: ((int,), (str, _NONE), (str, list, dict, int, bool, _NONE)),
+    FrameType.ADMIN_RESULT: ((int,), (str, _NONE), (str, bytes, list, dict, int, bool, _NONE)),
 }
 """The body of each frame that is a msgpack array: the types of its fields, in this order:
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, cast
 
 import attrs
@@ -72,6 +72,11 @@ class Description:
     resources: tuple[BackupResource, ...]
     hashes: tuple[bytes, ...]
     """The SHA-256 of each file."""
+
+    @property
+    def entries(self) -> int:
+        """Entries of all resources."""
+        return sum(one.entries for one in self.resources)
 
     def encode(self) -> bytes:
         """Return its bytes."""
@@ -231,7 +236,7 @@ class Backup:
             raise _damaged(where, self._description_at, str(error)) from error
         return found
 
-    def verify(self) -> Iterator[int]:
+    def verify(self) -> Generator[int, None, None]:
         """Check the hash over everything; yields how many bytes are read so far.
 
         Raises StorageCorrupt, which says where the damage is.

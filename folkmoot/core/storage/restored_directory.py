@@ -10,7 +10,7 @@ name, and renames it when it is complete.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import attrs
 
@@ -51,7 +51,9 @@ class FirstContent:
     segment_bytes: int
 
 
-def write_directory(files: Files, backup: Backup, content: FirstContent) -> Iterator[int]:
+def write_directory(
+    files: Files, backup: Backup, content: FirstContent
+) -> Generator[int, None, None]:
     """Write all of it into an empty directory; yields how many bytes are written so far."""
     identity = content.identity
     owner = identity.cluster_id_after(content.restore_id), int(identity.node_id)
