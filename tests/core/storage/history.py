@@ -6,17 +6,24 @@ machines do, and freezes at will. `expected` is what a prefix must hold, by the 
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
+from unittest import mock
 
 import attrs
 
 from folkmoot.core.batch import COMMANDS_HEADER, Batch, Group, Kind, encode_batch
 from folkmoot.core.prefix import Frozen, Items, Ledger, PrefixSource
+from folkmoot.core.storage import compaction, incoming, items_output, prefix_file, state_file
 from folkmoot.core.storage.log_store import LogStore
 from folkmoot.transport.codec import pack
 from tests.core.storage.support import Write
 
+Contents = tuple[list[tuple[int, int, bytes]], list["Entry"]]
+"""Records and living entries, in order."""
 Entry = tuple[int, int, int, int, list[Any], tuple[int, ...]]
 """index, time, session, resource, [name, args], ordinals that live"""
 
@@ -71,9 +78,8 @@ class History:
         kind = self.rng.choice(("set",) * 6 + ("many", "many", "remove", "fail", "drop"))
         by_name = resource == self.index or self.rng.random() < 0.1
         reference: Any = [name, "map", 1, {}] if by_name else resource
-        keys = [f"k{self.rng.randrange(self.keys)}"]
-        if kind == "many":
-            keys = sorted({f"k{self.rng.randrange(self.keys)}" for _ in range(4)})
+        count = self.rng.choice((4, 4, 60)) if kind == "many" else 1
+        keys = sorted({f"k{self.rng.randrange(self.keys)}" for _ in range(count)})
         if kind == "remove":
             self.supersede(resource, keys[0])
         elif kind == "drop" and resource != self.index:
@@ -132,7 +138,9 @@ class History:
             del self.records[key]
             self.changed[key] = None
         else:
-            self.records[key] = self.changed[key] = self.rng.randbytes(self.rng.randrange(40))
+            # It grows, shrinks, or is larger than a block of records.
+            size_bytes = self.rng.choice((self.rng.randrange(40), 2000, 70_000))
+            self.records[key] = self.changed[key] = self.rng.randbytes(size_bytes)
 
     def freeze(self) -> Frozen:
         """Hand over what has changed since the last time."""
@@ -141,13 +149,35 @@ class History:
         self.ledger, self.changed = Ledger(), {}
         return frozen
 
-    def expected(self) -> tuple[list[tuple[int, int, bytes]], list[Entry]]:
+    def copy(self) -> History:
+        """Return one that goes on by itself."""
+        one = copy.copy(self)
+        for name in ("owners", "entries", "names", "changed", "records"):
+            setattr(one, name, dict(getattr(self, name)))
+        one.ledger = copy.deepcopy(self.ledger)
+        return one
+
+    def unfreeze(self, frozen: Sequence[Frozen]) -> None:
+        """Take back what was frozen, as a server does that restarts and applies it again."""
+        later, self.ledger = self.ledger, Ledger()
+        changed, self.changed = self.changed, {}
+        for ledger in (*(one.ledger for one in frozen), later):
+            self.ledger.retained += ledger.retained
+            self.ledger.retained_many |= ledger.retained_many
+            self.ledger.superseded += ledger.superseded
+            self.ledger.superseded_parts += ledger.superseded_parts
+            self.ledger.named |= ledger.named
+            self.ledger.deleted += ledger.deleted
+        for records in (*(one.records for one in frozen), changed):
+            self.changed |= records
+
+    def expected(self) -> Contents:
         """Return the records and the living entries, in order."""
         records = [(*key, data) for key, data in sorted(self.records.items())]
         return records, [self.entries[index] for index in sorted(self.entries)]
 
 
-def contents(source: PrefixSource) -> tuple[list[tuple[int, int, bytes]], list[Entry]]:
+def contents(source: PrefixSource) -> Contents:
     """Read a whole prefix. What was trimmed away is put back as far as it lives."""
     records = list(source.records())
     return records, [entry for items in source.items() for entry in _entries(items)]
@@ -163,8 +193,8 @@ def _entries(items: Items) -> list[Entry]:
 
 
 def equal(
-    found: tuple[list[tuple[int, int, bytes]], list[Entry]],
-    expected: tuple[list[tuple[int, int, bytes]], list[Entry]],
+    found: Contents,
+    expected: Contents,
 ) -> bool:
     """Compare, passing over arguments that only dead items needed."""
     return found[0] == expected[0] and [*map(_needed, found[1])] == [*map(_needed, expected[1])]
@@ -199,3 +229,21 @@ class Compactor:
             pass
         self.store.install(compaction)
         self.store.sweep()
+
+
+@contextlib.contextmanager
+def small_steps() -> Iterator[None]:
+    """Let a few entries and records take as many blocks, files and steps as millions do."""
+    with contextlib.ExitStack() as stack:
+        for module, name, value in (
+            (items_output, "BLOCK_BYTES", 500),
+            (state_file, "BLOCK_BYTES", 500),
+            (state_file, "_RUN_COUNT", 2),
+            (compaction, "STEP_COUNT", 8),
+            (compaction, "_RAW_BYTES", 1000),
+            (prefix_file, "_READ_BYTES", 700),
+            (incoming, "_COPY_BYTES", 300),
+            (incoming, "_SYNC_BYTES", 2000),
+        ):
+            stack.enter_context(mock.patch.object(module, name, value))
+        yield

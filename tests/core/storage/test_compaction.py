@@ -1,4 +1,4 @@
-"""Compaction: what lives is kept, whatever is rewritten; the rest goes; reopened, all is the same."""
+"""Compaction: what lives is kept, whatever is rewritten; the rest goes; also after a restart."""
 
 from random import Random
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from folkmoot.core.batch import COMMANDS_HEADER, Batch, Group, Kind, encode_batch
 from folkmoot.core.errors import StorageCorrupt, StorageError
-from folkmoot.core.prefix import Frozen, Ledger
+from folkmoot.core.prefix import Frozen, Ledger, RecordKey
 from folkmoot.core.storage import hard_state, manifest
 from folkmoot.core.storage.log_store import HardState, LogStore
 from folkmoot.core.storage.manifest import FileKind, Manifest, Point, PrefixFileEntry, SegmentEntry
@@ -48,7 +48,12 @@ def golden_compacted_disk() -> dict[str, bytes]:
         [commands(1, 10, 3, named, many, [1, "set", [["k5"]]], [1, "remove", [["k5"]]])], term=1
     )
     ledger = Ledger(array("Q", [1, 3]), {2: 3}, array("Q", [3]), [], {1: 1}, [])
-    records = {(3, 3): b"a session", (2, 1): b"the map", (1, 0): b"the core", (4, 0): b"members"}
+    records: dict[RecordKey, bytes | None] = {
+        (3, 3): b"a session",
+        (2, 1): b"the map",
+        (1, 0): b"the core",
+        (4, 0): b"members",
+    }
     compacted(log.store, Frozen(4, 10, ledger, records, trim))
     log.commit(
         [commands(5, 1010, 5_000_000_000, *([1, "set", [[key]]] for key in ("k3", "k1", "k6")))]
