@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from folkmoot.cli.collector import collect_rarely, set_aside
 from folkmoot.cli.exits import CannotStart, ExitCode, leaves
 from folkmoot.cli.options import Command, Options
 
@@ -194,8 +195,10 @@ async def serve(config: NodeConfig, machines: Sequence[type[Machine]] = ()) -> i
     from folkmoot.core.errors import ConfigError
     from folkmoot.node import Node
 
+    collect_rarely()
     try:
         async with Node(config, machines=machines) as node, anyio.create_task_group() as tasks:
+            set_aside()
             _log_start(node)
             tasks.start_soon(_log_changes, node)
             tasks.start_soon(_stop_on_signal, node)

@@ -81,14 +81,16 @@ class StorageConfig:
     """
     batch_bytes_max: int = _number(8 << 20, 1 << 10, 1 << 28)
     """A leader's turn makes no larger batch (one entry may always stand alone)."""
-    compaction_log_bytes: int = _number(32 << 20, 1 << 10, 1 << 40)
+    compaction_log_bytes: int = _number(12 << 20, 1 << 10, 1 << 40)
     """So much log is written behind the compaction index before the next compaction begins, but
     never less than what the last one wrote of records (sessions, locks): how far it stays behind.
     """
     compaction_dead_share: float = _number(0.4, 0.05, 0.95)
     """A file of the prefix is rewritten once this part of it is dead: less disk, more copying."""
-    compaction_duty: float = _number(0.25, 0.01, 1.0)
-    """The part of one core's time that a compaction takes at most, while it runs."""
+    compaction_duty: float = _number(0.1, 0.01, 1.0)
+    """The part of one core's time that a compaction takes, while it runs: more only where the log
+    grows faster than that.
+    """
     compaction_bytes_per_s: int = _number(32 << 20, 1 << 10, 1 << 40)
     """A compaction writes no faster, so that it does not compete with the log for the disk."""
     log_keep_bytes: int = _number(32 << 20, 0, 1 << 40)
