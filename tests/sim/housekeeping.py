@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from folkmoot.core.errors import StorageError, StorageFull
 from folkmoot.core.prefix import Frozen
 from folkmoot.core.storage.compaction import Compaction
-from folkmoot.core.storage.jobs import BeginReceiving, Job, Sweep, Trim
+from folkmoot.core.storage.incoming import SUBDIR
+from folkmoot.core.storage.jobs import BeginReceiving, Job, ReadArchive, Receive, Sweep, Trim
 from folkmoot.core.storage.memory import PowerCut
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class SimHousekeeping:
         self._compacted: Then = lambda _: None
         self._phase = "steps"
         """steps, install, sweep"""
+        self._rotten: set[bytes] = set()
         self._is_scheduled = False
         self._is_waiting = False
         """For the writer."""
@@ -160,7 +162,33 @@ class SimHousekeeping:
             member.world.checks.swept(member)
         elif isinstance(job, BeginReceiving):
             trace.count("transfers begun")
-            trace.count("transfers resumed", int(any(answer)))
+            trace.count("transfers resumed", int(isinstance(answer, list) and any(answer)))
+        elif isinstance(job, Receive):
+            self._rot(job)
+            self._crash("while receiving")
+        elif isinstance(job, ReadArchive):
+            self._crash("while sending")
+
+    def _crash(self, point: str) -> None:
+        """Crash amid a transfer, now and then: that is too rare to be hit by chance."""
+        member = self._disk.member
+        options, is_healing = member.world.options, member.world.is_healing
+        part = options.transfer_crash
+        if part and not is_healing and self._rng.random() < part:
+            member.strike = point
+            member.strikes(point)
+
+    def _rot(self, job: Receive) -> None:
+        """Flip a bit of what has just been received, once for one archive: it is verified yet."""
+        incoming, files = self._disk.store.incoming, self._disk.files
+        rot = self._disk.member.world.options.rot
+        if rot and self._rng.random() < rot and incoming.table and incoming.id not in self._rotten:
+            self._rotten.add(incoming.id)
+            one = incoming.table.files[job.file_number]
+            where = f"{SUBDIR}/{one.origin}-{one.entry.file_id:010d}-"
+            for name in files.contents():
+                if name.startswith(where):
+                    files.flip_bit(name, job.offset + self._rng.randrange(len(job.data)))
 
     # -- compaction ----------------------------------------------------------------------------
 

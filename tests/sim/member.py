@@ -8,8 +8,8 @@ is due. A crash can strike between any two of these steps.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from folkmoot.core.config import Member as MemberConfig
 from folkmoot.core.config import NodeConfig
@@ -26,13 +26,12 @@ from folkmoot.transport.codec import pack
 from folkmoot.transport.frame import Frame, FrameReader
 from tests.sim.disk import SimDisk
 from tests.sim.links import Connection, PeerLink, ServerLink
-from tests.sim.scheduler import Clock, Timer
+from tests.sim.scheduler import Clock, Timer, end_of
 from tests.sim.watched import WatchedMultiplexer, WatchedRaft
 
 if TYPE_CHECKING:
     from tests.sim.simulation import Simulation
 
-R = TypeVar("R")
 CLUSTER_ID = b"simulated clust."
 FRAME_BYTES_MAX = 64 << 20
 STOP_TIMEOUT_S = 2.0
@@ -55,6 +54,8 @@ class Member:
         self.after_pause: list[Callable[[], None]] = []
         self.strike = ""
         """The point at which it is to crash next."""
+        self.away_until = 0.0
+        """It does not start again before."""
         self.config: NodeConfig
         self.replica: Replica
         self.raft: WatchedRaft
@@ -116,6 +117,9 @@ class Member:
         """Recover from the disk, and run."""
         if self.is_up:
             return
+        if self.world.scheduler.now < self.away_until and not self.world.is_healing:
+            self.world.scheduler.at(self.away_until, self.start)
+            return
         configuration = Configuration.bootstrap(self.config.members)
         identity = Identity(CLUSTER_ID, self.node_id, pack(configuration.encode()))
         if not self.disk.open(self.config.storage, identity):
@@ -124,7 +128,7 @@ class Member:
         self.life += 1
         store = self.disk.store
         self._now = self.clock.now()
-        multiplexer, configuration = _end_of(
+        multiplexer, configuration = end_of(
             restored(store, self.config, self.world.registry, WatchedMultiplexer)
         )
         rng = random.Random(self._rng.random())
@@ -165,6 +169,7 @@ class Member:
             self.world.checks.went_over(self)
         elif isinstance(event, PrefixDiscarded):
             self.world.trace.add("prefix discarded", self.name, event.why)
+            self.world.trace.count("received prefixes damaged")
 
     def _count_restored(self) -> None:
         """Count what of a restored state is rare."""
@@ -386,13 +391,3 @@ class Member:
         """Lose one connection, of a member's or a client's."""
         everything: list[PeerLink | Connection] = [*self.links.values(), *self._connections]
         rng.choice(everything).breaks()
-
-
-def _end_of(steps: Generator[int, None, R]) -> R:
-    """Take all steps at once; return what comes of them."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            found: R = end.value
-            return found

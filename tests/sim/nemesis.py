@@ -43,6 +43,7 @@ class Nemesis:
             (options.disk_failure_rate, self.fail_disk),
             (options.full_disk_rate, self.fill_disk),
             (options.want_rate, self.want_prefix),
+            (options.away_rate, self.send_away),
             (options.client_crash_rate, self.crash_client),
             (options.client_pause_rate, self.pause_client),
         ]
@@ -180,6 +181,14 @@ class Nemesis:
             self.world.trace.add("want", member.name, member.multiplexer.index)
             member.replica.compacting.want(member.multiplexer.index)
             member.wake()
+
+    def send_away(self) -> None:
+        """Let a server be down for long."""
+        member = self._victim()
+        if member is not None:
+            self.world.trace.count("long absences")
+            member.away_until = self.world.scheduler.now + self.rng.uniform(2.0, 6.0)
+            member.crash(power_cut=self.world.power_cut())
 
     # -- network -------------------------------------------------------------------------------
 

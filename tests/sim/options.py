@@ -70,6 +70,12 @@ class Options:
     """Somebody wants a server's prefix to speak for the present."""
     full_disk_rate: float = 0.0
     """A server's disk has next to nothing free for a while."""
+    away_rate: float = 0.0
+    """A server is down so long that the others' logs do not reach back to it."""
+    transfer_crash: float = 0.0
+    """The part of chunks of a prefix at which who sends or receives them crashes."""
+    rot: float = 0.0
+    """The part of what is received of a prefix in which a bit flips on the disk."""
     slice_bytes: int = 64 << 10
     """So many bytes of records are serialised in one turn."""
     apply_bytes: int = 1 << 20
@@ -132,14 +138,14 @@ class Options:
         if not self.compacts:
             return StorageConfig(segment_bytes=self.segment_bytes)
         rng = random.Random(f"folkmoot storage {self.seed} {node_id}")
-        keep_bytes = rng.choice((0, 0, 1 << 12, 1 << 14))
+        keep_bytes = rng.choice((0, 0, 0, 1 << 13))
         return StorageConfig(
             segment_bytes=rng.randint(1 << 12, 1 << 13),
             compaction_log_bytes=rng.choice((1 << 10, 1 << 12, 1 << 13)),
             compaction_dead_share=rng.choice((0.05, 0.4, 0.95)),
             log_keep_bytes=keep_bytes,
-            log_keep_bytes_max=rng.choice((keep_bytes, 1 << 13, 1 << 15)),
-            transfer_bytes_per_s=rng.choice((1 << 13, 1 << 15, 1 << 24)),
+            log_keep_bytes_max=rng.choice((0, 1 << 12, 1 << 15)),
+            transfer_bytes_per_s=rng.choice((1 << 11, 1 << 13, 1 << 15)),
             reserve_bytes=rng.choice((0, 1 << 15)),
         )
 
@@ -237,12 +243,17 @@ def _draw_servers(rng: random.Random, maybe: Maybe) -> dict[str, Any]:
 
 def _draw_compaction(rng: random.Random, maybe: Maybe) -> dict[str, Any]:
     compacts = maybe.happens(0.7)
-    want_rate, full_disk_rate = maybe.rate(0.6, 0.2, 2.0), maybe.rate(0.3, 0.05, 0.3)
+    want_rate, full_disk_rate = maybe.rate(0.6, 0.2, 1.5), maybe.rate(0.3, 0.05, 0.3)
+    away_rate, transfer_crash = maybe.rate(0.5, 0.05, 0.3), maybe.rate(0.4, 0.01, 0.15)
+    rot = maybe.rate(0.2, 0.01, 0.1)
     return {
         "compacts": compacts,
         "step_s": rng.choice((0.0, 0.001, 0.01, 0.05)),
         "want_rate": want_rate if compacts else 0.0,
         "full_disk_rate": full_disk_rate if compacts else 0.0,
+        "away_rate": away_rate if compacts else 0.0,
+        "transfer_crash": transfer_crash if compacts else 0.0,
+        "rot": rot if compacts else 0.0,
         "slice_bytes": rng.choice((1, 256, 64 << 10)),
         "apply_bytes": rng.choice((1, 1 << 12, 1 << 20)),
         "block_bytes": rng.choice((128, 1 << 10, 64 << 10)),

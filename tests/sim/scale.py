@@ -15,8 +15,10 @@ from tests.sim.options import Options
 @contextlib.contextmanager
 def scaled(options: Options) -> Iterator[None]:
     """Run the block with what the options say in the place of the constants."""
-    values: list[tuple[ModuleType, str, int]] = [
+    values: list[tuple[ModuleType, str, float]] = [
         (compacting, "SLICE_BYTES", options.slice_bytes),
+        (compacting, "RETRY_S", 1.0),
+        (prefix_receiver, "PAUSE_S", 1.0),
         (replica, "APPLY_BYTES_PER_TURN", options.apply_bytes),
         (compaction, "STEP_COUNT", max(2, options.block_bytes // 64)),
         (items_output, "BLOCK_BYTES", options.block_bytes),

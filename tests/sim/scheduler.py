@@ -7,9 +7,10 @@ were scheduled.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
 
+R = TypeVar("R")
 NEVER = float("inf")
 _SAME_TIME_MAX = 20_000
 """So many events without time passing are a loop that spins."""
@@ -111,3 +112,13 @@ class Clock:
         """Run at another rate from now on."""
         self._local, self._true = self.now(), self._scheduler.now
         self.rate = rate
+
+
+def end_of(steps: Generator[int, None, R]) -> R:
+    """Take all steps at once; return what comes of them."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: R = end.value
+            return found

@@ -3,8 +3,8 @@
     faults   for `duration_s`: the nemesis strikes, applications work
     healing  everything is up, all ways are open, nothing is slow; applications begin nothing new
     rest     within ten election timeouts there is a leader, a command commits, all servers have
-             applied the same, and every call has ended as ok, failed or unknown; compactions end
-             and the log is trimmed
+             applied the same, and every call has ended as ok, failed or unknown; compactions end,
+             logs are trimmed, and so once more for whatever is left
 
 A SCRIPT may take the place of the nemesis: a function that is called with the simulation when it
 has begun, and schedules what it likes.
@@ -45,6 +45,8 @@ C = TypeVar("C", bound=Checker)
 REGISTRY = Registry.of(BUILTIN_MACHINES)
 REST_TIMEOUTS = 10
 """So many election timeouts after healing there is a leader and everybody has caught up."""
+TRANSFER_S = 20.0
+"""So much longer it may take where a server must be sent a prefix."""
 COMPACTED_S = 20.0
 """So long after that no compaction is due or under way, and the log is trimmed."""
 
@@ -207,8 +209,20 @@ class Simulation:
             client.application.probe()
         patience_s = REST_TIMEOUTS * timeout_s + 2 * self.options.session_timeout_s
         self._within(patience_s, self._calls_ended, "calls have not ended")
-        self._within(REST_TIMEOUTS * timeout_s, self._is_level, "servers have not caught up")
+        patience_s = REST_TIMEOUTS * timeout_s + (TRANSFER_S if self.options.compacts else 0.0)
+        self._within(patience_s, self._is_level, "servers have not caught up")
         self._within(COMPACTED_S, self._is_compacted, "servers have not compacted their logs")
+        if self.options.compacts:
+            self._compact_everything()
+
+    def _compact_everything(self) -> None:
+        """Once more, and now up to the end: what is left of the log is what is to be kept."""
+        for member in self.members.values():
+            member.replica.compacting.want(member.multiplexer.index)
+            member.wake()
+        self._within(
+            COMPACTED_S, self._is_compacted, "servers have not compacted all of their logs"
+        )
         for member in self.members.values():
             self.checks.rested(member)
 

@@ -98,7 +98,11 @@ SOMETIMES = (
     "transfers begun",
     "transfers resumed",
     "transfers interrupted",
+    "received prefixes damaged",
     "prefixes installed",
+    "long absences",
+    "crashes while receiving",
+    "crashes while sending",
 )
 """What a long run must have seen at least once, each of it."""
 

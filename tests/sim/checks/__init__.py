@@ -144,7 +144,7 @@ class Checker:
         """A client gives its connection up."""
 
     def rested(self, member: Member) -> None:
-        """The cluster has come to rest, and this server's compactions and transfers, too."""
+        """The cluster has come to rest, and this server has compacted all that there is."""
 
     def finished(self) -> None:
         """The run has ended."""

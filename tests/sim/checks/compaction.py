@@ -107,15 +107,18 @@ class DiskBounded(Checker):
             )
 
     def _check_prefix(self, member: Member) -> None:
-        """No file has more dead weight than it may, here or where it was made; small ones merge."""
-        files, store = member.disk.files, member.disk.store
-        configs = {int(one.node_id): one.config.storage for one in self.world.members.values()}
-        small_bytes = min(one.segment_bytes for one in configs.values()) // 4
+        """No file has more dead weight than it may, and small ones are merged.
+
+        A prefix that was received is as those left it who made it.
+        """
+        store, makers = member.disk.store, [member]
+        if member.name in self.world.ledger.installs:
+            makers = list(self.world.members.values())
+        configs = [maker.config.storage for maker in makers]
+        dead_share = max(config.compaction_dead_share for config in configs)
+        small_bytes = min(config.segment_bytes for config in configs) // 4
         large = 0
         for one in store.prefix.items_files:
-            maker = configs[prefix_file.read_header(files, one.name).node_id]
-            own = member.config.storage
-            dead_share = max(own.compaction_dead_share, maker.compaction_dead_share)
             large += one.live_bytes >= small_bytes
             if one.live_bytes <= (1.0 - dead_share) * one.total_bytes:
                 self.fail(
@@ -126,6 +129,7 @@ class DiskBounded(Checker):
         if count > 4 * (large + 1):
             self.fail(f"server {member.name} has {count} items files, {large} of them large")
         for entry in store.prefix.entries:
-            size_bytes = files.size(prefix_file.file_name(entry.kind, entry.file_id))
+            name = prefix_file.file_name(entry.kind, entry.file_id)
+            size_bytes = member.disk.files.size(name)
             if size_bytes != entry.end:
-                self.fail(f"{entry} of server {member.name} takes {size_bytes} bytes")
+                self.fail(f"{name} of server {member.name} has {size_bytes} bytes, not {entry.end}")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import attrs
 
 from folkmoot.core.batch import Batch
-from folkmoot.core.multiplexer import Applied
+from folkmoot.core.multiplexer import Applied, Multiplexer
 from tests.sim.checks import Checker
+from tests.sim.scheduler import end_of
 
 if TYPE_CHECKING:
     from tests.sim.member import Member
@@ -39,6 +40,15 @@ class OneDigest(Checker):
         if index not in self.digests:
             self.fail(f"server {member.name} restores a state at {index}: none was frozen there")
         self.compare(member)
+
+    def rested(self, member: Member) -> None:
+        """What the files would be restored to is what was frozen as well."""
+        store = member.disk.store
+        registry, limits = self.world.registry, member.config.limits
+        index, source = store.compaction.index, store.prefix.read_back()
+        state = end_of(Multiplexer.restoring(registry, limits, source))
+        if (state.index, state.digest()) != (index, self.digests[index]):
+            self.fail(f"the prefix of server {member.name} up to {index} holds another state")
 
     def finished(self) -> None:
         for member in self.world.members.values():
