@@ -127,15 +127,15 @@ class Incoming:
         if not offset:
             self._remove(name)
             self._files.create(name)
+            self._files.sync_dir(SUBDIR)
         self._files.write(name, offset, data)
         self.have[file_number] += len(data)
         self._unsynced += len(data)
-        is_whole = self.have[file_number] == one.entry.end
-        if is_whole or self._unsynced >= _SYNC_BYTES:
+        if self.have[file_number] == one.entry.end:
+            self._complete(one)
+        elif self._unsynced >= _SYNC_BYTES:
             self._files.sync(name)
             self._unsynced = 0
-        if is_whole:
-            self._complete(one)
         return True
 
     def drop(self, file_number: int) -> None:
@@ -227,16 +227,21 @@ class Incoming:
         for offset in range(0, size_bytes, _COPY_BYTES):
             data = self._files.read(name, offset, min(_COPY_BYTES, size_bytes - offset))
             self._files.write(name, offset, data)
-        self._files.sync(name)
         if size_bytes == one.entry.end:
             self._complete(one)
+        else:
+            self._files.sync(name)
         return size_bytes
 
     def _complete(self, one: ArchiveFile) -> None:
-        """Give a part that is all there, and synced, the name that says so."""
+        """Make a part that is all there durable, and give it the name that says so.
+
+        After a power cut it may have its old name: then it is read once more.
+        """
+        self._files.sync(_part(one))
+        self._unsynced = 0
         self._files.release(_part(one))
         self._files.rename(_part(one), _whole(one))
-        self._files.sync_dir(SUBDIR)
 
     def _remove(self, name: str) -> None:
         if name.rpartition("/")[2] in self._files.list(SUBDIR):

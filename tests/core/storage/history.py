@@ -40,6 +40,8 @@ class History:
 
     rng: Random
     keys: int = 12
+    record_bytes: int = 70_000
+    """The largest record: more than a block of them."""
     index: int = 0
     time: int = 0
     ledger: Ledger = attrs.field(factory=Ledger)
@@ -138,8 +140,8 @@ class History:
             del self.records[key]
             self.changed[key] = None
         else:
-            # It grows, shrinks, or is larger than a block of records.
-            size_bytes = self.rng.choice((self.rng.randrange(40), 2000, 70_000))
+            # It grows or shrinks.
+            size_bytes = self.rng.choice((self.rng.randrange(40), 200, self.record_bytes))
             self.records[key] = self.changed[key] = self.rng.randbytes(size_bytes)
 
     def freeze(self) -> Frozen:
