@@ -18,7 +18,7 @@ Each step holds the interpreter for a few milliseconds at most, so that whoever 
 the server's loop run in between. Nothing that exists is changed, in the files or in memory: a
 compaction that is given up leaves files that nobody lists, and what was frozen goes into the next.
 
-Source: §5.3 (log cleaning). Who drives it: `core/compactor.py` from a thread of its own; the
+Source: §5.3 (log cleaning). Who drives it: `core/housekeeping.py` from a thread of its own; the
 simulator and tests, step by step.
 """
 
