@@ -1,24 +1,21 @@
 """Compaction: what lives is kept, whatever is rewritten; the rest goes; also after a restart."""
 
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
 from random import Random
+from types import FrameType
+from typing import Any
 
 import attrs
 import pytest
 
-from folkmoot.core.storage.log_store import HardState, LogStore
+from folkmoot.core.storage.log_store import LogStore
 from folkmoot.core.storage.memory import MemoryFiles
-from tests.core.storage.history import Compactor, contents, equal
-from tests.core.storage.support import Write, open_log
-
-
-def begun(seed: int, **options: int) -> tuple[MemoryFiles, Compactor]:
-    files = MemoryFiles()
-    store = open_log(files)
-    store.write([Write(1, HardState(1, None))])
-    store.sync()
-    compactor = Compactor(store, Random(seed), **options)
-    compactor.number = 1
-    return files, compactor
+from tests.core.storage.history import Compactor, contents, equal, small_steps
+from tests.core.storage.support import open_log
+from tests.core.storage.transfers import begun
 
 
 def reopened(files: MemoryFiles) -> LogStore:
@@ -38,7 +35,8 @@ def check(store: LogStore, compactor: Compactor) -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_the_prefix_holds_what_lives(seed: int) -> None:
-    files, compactor = begun(seed, keys=Random(seed).choice((3, 12, 200)))
+    files = MemoryFiles()
+    compactor = begun(seed, files, keys=Random(seed).choice((3, 12, 200)))
     for _ in range(6):
         compactor.write(Random(seed).randrange(1, 60))
         compactor.compact()
@@ -46,3 +44,78 @@ def test_the_prefix_holds_what_lives(seed: int) -> None:
     store = reopened(files)
     assert store.compaction.index == compactor.history.index
     check(store, compactor)
+
+
+class CountedFiles(MemoryFiles):
+    """Counts the bytes that are read and written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def read(self, name: str, offset: int = 0, size_bytes: int | None = None) -> bytes:
+        data = super().read(name, offset, size_bytes)
+        self.bytes += len(data)
+        return data
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        super().write(name, offset, data)
+        self.bytes += len(data)
+
+
+def lines_of(act: Callable[[], object]) -> int:
+    """Do it, and return how many lines of the storage were executed for it: its work, unclocked."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        if "core/storage/" not in frame.f_code.co_filename:
+            return None
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def largest_step(batches: int, keys: int) -> tuple[int, int]:
+    """Return the most lines and bytes that one step of a second compaction took."""
+    files = CountedFiles()
+    compactor = begun(5, files, keys=keys, record_bytes=300)
+    compactor.write(batches)
+    compactor.compact()
+    compactor.write(batches)
+    for _ in range(batches):
+        compactor.history.record()
+    compactor.store.roll()
+    compaction = compactor.store.compact([compactor.history.freeze()])
+    steps, most_lines, most_bytes, count = compaction.steps(), 0, 0, 0
+    is_done = False
+
+    def step() -> None:
+        nonlocal is_done
+        is_done = next(steps, None) is None
+
+    while not is_done:
+        before = files.bytes
+        most_lines = max(most_lines, lines_of(step))
+        most_bytes = max(most_bytes, files.bytes - before)
+        count += 1
+    assert count > batches / 3, f"{count} steps for {batches} batches"
+    return most_lines, most_bytes
+
+
+@pytest.mark.parametrize("keys", [5, 5000])
+def test_no_step_grows_with_what_is_compacted(keys: int) -> None:
+    """Steps hold the interpreter: each looks at so many entries, records and bytes, however many
+    there are. (But for a few lines per file.)
+    """
+    with small_steps():
+        small, large = largest_step(40, keys), largest_step(320, keys)
+    assert large[0] <= 1.5 * small[0] + 500, f"lines: {small[0]}, then {large[0]}"
+    assert large[1] <= 1.5 * small[1] + 500, f"bytes: {small[1]}, then {large[1]}"
