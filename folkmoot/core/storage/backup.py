@@ -95,7 +95,7 @@ class Description:
                 tuple(BackupResource(*one) for one in resources),
                 tuple(hashes),
             )
-        except (TypeError, RemoteProtocolError) as error:
+        except (TypeError, ValueError, RemoteProtocolError) as error:
             raise ValueError(f"a description of {len(data)} bytes: {error}") from error
         kinds = {tuple(map(type, attrs.astuple(one))) for one in found.resources}
         if (
