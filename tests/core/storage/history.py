@@ -42,6 +42,7 @@ class History:
     keys: int = 12
     record_bytes: int = 70_000
     """The largest record: more than a block of them."""
+    kinds: Sequence[str] = (*("set",) * 6, "many", "many", "remove", "fail", "drop")
     index: int = 0
     time: int = 0
     ledger: Ledger = attrs.field(factory=Ledger)
@@ -77,7 +78,7 @@ class History:
         self.index += 1
         name = self.rng.choice(("a", "b", "c"))
         resource = self.names.setdefault(name, self.index)
-        kind = self.rng.choice(("set",) * 6 + ("many", "many", "remove", "fail", "drop"))
+        kind = self.rng.choice(self.kinds)
         by_name = resource == self.index or self.rng.random() < 0.1
         reference: Any = [name, "map", 1, {}] if by_name else resource
         count = self.rng.choice((4, 4, 60)) if kind == "many" else 1

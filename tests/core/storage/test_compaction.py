@@ -86,12 +86,12 @@ def lines_of(act: Callable[[], object]) -> int:
 def largest_step(batches: int, keys: int) -> tuple[int, int]:
     """Return the most lines and bytes that one step of a second compaction took."""
     files = CountedFiles()
-    compactor = begun(5, files, keys=keys, record_bytes=300)
-    compactor.write(batches)
-    compactor.compact()
-    compactor.write(batches)
-    for _ in range(batches):
-        compactor.history.record()
+    compactor = begun(5, files, keys=keys, record_bytes=300, kinds=("set", "set", "many"))
+    for _ in range(2):
+        compactor.write(batches)
+        compactor.history.changed |= {(3, 10 + key): bytes(20) for key in range(batches)}
+        if not compactor.store.compaction.index:
+            compactor.compact()
     compactor.store.roll()
     compaction = compactor.store.compact([compactor.history.freeze()])
     steps, most_lines, most_bytes, count = compaction.steps(), 0, 0, 0

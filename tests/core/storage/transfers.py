@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import attrs
 
+from folkmoot.core.config import StorageConfig
 from folkmoot.core.storage.archive import Archive
 from folkmoot.core.storage.incoming import Incoming
 from folkmoot.core.storage.log_store import HardState, LogStore
 from folkmoot.core.storage.memory import MemoryFiles
 from tests.core.storage.history import Compactor, Contents, contents, equal
-from tests.core.storage.support import Write, open_log
+from tests.core.storage.support import SMALL, Write, open_log
 
 
-def begun(seed: int, files: MemoryFiles | None = None, **options: int) -> Compactor:
+def begun(
+    seed: int, files: MemoryFiles | None = None, config: StorageConfig = SMALL, **options: Any
+) -> Compactor:
     """Return a history with an empty log, on a disk."""
-    store = open_log(files or MemoryFiles())
+    store = open_log(files or MemoryFiles(), config)
     store.write([Write(1, HardState(1, None))])
     store.sync()
     compactor = Compactor(store, Random(seed), **options)
