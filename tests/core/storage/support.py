@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 
@@ -13,6 +13,8 @@ from folkmoot.core.storage.log_store import HardState, Identity, LogStore
 from folkmoot.core.storage.manifest import Point
 from folkmoot.core.types import NodeId
 
+Disk = Callable[[], Files]
+"""Gives the same disk again and again."""
 SMALL = StorageConfig(segment_bytes=4096)
 OWNER = Identity(b"cluster-of-tests", NodeId(7), b"the first configuration")
 

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import attrs
 import pytest
 
 from folkmoot.core.config import StorageConfig
 from folkmoot.core.errors import StorageError
-from folkmoot.core.storage.files import DirectoryFiles, Files
 from folkmoot.core.storage.log_store import HardState, Identity, LogStore
 from folkmoot.core.storage.memory import MemoryFiles
 from folkmoot.core.types import NodeId
-from tests.core.storage.support import OWNER, SMALL, Log, Write, batch, batches, open_log
-
-Disk = Callable[[], Files]
-
-
-@pytest.fixture(params=["directory", "memory"])
-def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
-    """Gives the same disk again and again, as a restarted process sees it."""
-    if request.param == "directory":
-        yield lambda: DirectoryFiles(tmp_path / "data")
-    else:
-        files = MemoryFiles()
-        yield lambda: files
+from tests.core.storage.support import OWNER, SMALL, Disk, Log, Write, batch, batches, open_log
 
 
 def test_a_new_log_is_empty_and_durable_in_full(disk: Disk) -> None:

@@ -10,6 +10,7 @@ import attrs
 
 from folkmoot.core.config import StorageConfig
 from folkmoot.core.storage.archive import Archive
+from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.incoming import Incoming
 from folkmoot.core.storage.log_store import HardState, LogStore
 from folkmoot.core.storage.memory import MemoryFiles
@@ -18,7 +19,7 @@ from tests.core.storage.support import SMALL, Write, open_log
 
 
 def begun(
-    seed: int, files: MemoryFiles | None = None, config: StorageConfig = SMALL, **options: Any
+    seed: int, files: Files | None = None, config: StorageConfig = SMALL, **options: Any
 ) -> Compactor:
     """Return a history with an empty log, on a disk."""
     store = open_log(files or MemoryFiles(), config)
