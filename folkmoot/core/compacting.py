@@ -25,9 +25,11 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import attrs
+
 from folkmoot.core.config import StorageConfig
 from folkmoot.core.multiplexer import Multiplexer
-from folkmoot.core.prefix import Frozen, RecordKind
+from folkmoot.core.prefix import Frozen, Ledger, RecordKind
 from folkmoot.core.raft import Raft
 from folkmoot.core.storage.jobs import Job, Roll, Sweep, Trim
 from folkmoot.transport.codec import pack
@@ -83,6 +85,8 @@ class Compacting:
         self._wanted = 0
         self._is_running = False
         self._is_rolling = False
+        self._handed: Frozen | None = None
+        """What the storage was given last, without its content: it keeps that until it is done."""
         self._retry_at: float | None = None
         self._trim_at = 0.0
 
@@ -121,9 +125,15 @@ class Compacting:
             self._multiplexer.freeze()
             self._is_running = True
             self._applied_bytes = 0
-        elif boundary is None and self._wanted > self.index and not self._is_rolling:
+            self._retry_at = None
+        elif boundary is None and self._wanted > self.index and self._may_roll:
             self._is_rolling = True
             self._storage.post(Roll(), self._rolled)
+
+    @property
+    def _may_roll(self) -> bool:
+        """A new segment is no help to a disk that is full, and could be its end."""
+        return not self._is_rolling and self._retry_at is None
 
     def _rolled(self, _: None) -> None:
         self._is_rolling = False
@@ -144,6 +154,10 @@ class Compacting:
         frozen.records[RecordKind.CONFIGURATION, 0] = pack(
             [configuration.index, configuration.encode()]
         )
+        self._hand_over(frozen)
+
+    def _hand_over(self, frozen: Frozen) -> None:
+        self._handed = attrs.evolve(frozen, ledger=Ledger(), records={})
         self._storage.compact(frozen, lambda records: self._compacted(frozen.index, records))
 
     def _compacted(self, index: int, records_bytes: int | None) -> None:
@@ -163,9 +177,11 @@ class Compacting:
 
         Cheap when nothing is due.
         """
+        if self.is_stopped:
+            return
         if self._retry_at is not None and now >= self._retry_at:
             self._try_again(now)
-        if now < self._trim_at or self.is_stopped:
+        if now < self._trim_at:
             return
         self._trim_at = now + TRIM_S
         start = self._raft.log.start_index
@@ -186,18 +202,23 @@ class Compacting:
             self._storage.post(Sweep(), lambda _: None)
 
     def _try_again(self, now: float) -> None:
-        """A full disk ended a compaction: have another one, which frees what that could not."""
+        """A compaction was left unfinished: have it done, at the same index, without a new segment.
+
+        The storage has kept what was frozen for it.
+        """
         if self._retry_at == 0.0:
             self._retry_at = now + RETRY_S
-        else:
-            self._retry_at = None
-            self._wanted = max(self._wanted, self._multiplexer.index)
+            return
+        assert self._handed is not None, "a compaction was left that was never handed over"
+        self._retry_at = None
+        self._is_running = True
+        self._hand_over(self._handed)
 
     def deadline(self, now: float) -> float:
         """When `tick` must be called even if nothing arrives."""
-        due = math.inf
-        if self._raft.log.start_index < self.index and not self.is_stopped:
-            due = self._trim_at
+        if self.is_stopped:
+            return math.inf
+        due = self._trim_at if self._raft.log.start_index < self.index else math.inf
         return due if self._retry_at is None else min(due, max(self._retry_at, now))
 
     # -- another server's prefix ---------------------------------------------------------------

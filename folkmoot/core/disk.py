@@ -101,5 +101,6 @@ class DiskDriver:
         self._wakeup.set_from_thread()
 
     def _on_error(self, error: BaseException) -> None:
-        self.failure = error
+        if self.failure is None:  # what comes after it follows from it
+            self.failure = error
         self._wakeup.set_from_thread()

@@ -27,7 +27,7 @@ from typing import Any
 from folkmoot.core.config import StorageConfig
 from folkmoot.core.errors import StorageFull
 from folkmoot.core.prefix import Frozen
-from folkmoot.core.storage.compaction import Compaction
+from folkmoot.core.storage.compaction import Compaction, merged
 from folkmoot.core.storage.jobs import Job
 from folkmoot.core.storage.log_store import LogStore
 from folkmoot.core.storage.writer import StorageWriter
@@ -67,8 +67,8 @@ class Housekeeping:
     """One thread.
 
     - Jobs are done in order, and between two steps of a compaction.
-    - There is at most one compaction; what was frozen for those that were given up waits in
-      `_frozen`.
+    - There is at most one compaction; what was frozen for it, and for those that were given up
+      before, is in `_frozen` until it is installed.
     """
 
     def __init__(
@@ -170,10 +170,9 @@ class Housekeeping:
         assert self._compaction is None, f"a compaction to {frozen.index} during another"
         # What was frozen before another server's prefix was installed is of no use any more.
         installed = self._store.compaction.index
-        self._frozen = [one for one in (*self._frozen, frozen) if one.index > installed]
-        if not self._frozen:
-            self._finish(then, None)
-            return
+        useful = [one for one in (*self._frozen, frozen) if one.index > installed]
+        assert useful, f"frozen at {frozen.index}, the prefix speaks for {installed}"
+        self._frozen = [merged(useful)]
         self._compaction = self._store.compact(self._frozen)
         self._steps = self._compaction.steps()
         self._compacted = then

@@ -18,6 +18,7 @@ import attrs
 from folkmoot.core.batch import Batch, Group, Kind
 from folkmoot.core.config import Member as MemberConfig
 from folkmoot.core.config import NodeConfig, StorageConfig
+from folkmoot.core.errors import StorageFull
 from folkmoot.core.machine import Registry
 from folkmoot.core.multiplexer import Multiplexer
 from folkmoot.core.prefix import Frozen
@@ -120,8 +121,11 @@ class Desk:
 
     def finish_compaction(self) -> None:
         assert self.compaction is not None
-        for _ in self.compaction.steps():
-            pass
+        try:
+            finish(self.compaction.steps())
+        except StorageFull:
+            self._give_up()
+            return
         self.store.install(self.compaction)
         self.store.sweep()
         self.compaction = None

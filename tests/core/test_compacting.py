@@ -1,0 +1,498 @@
+"""When a server compacts, what of its log it keeps, and for whom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+
+from folkmoot.core import compacting
+from folkmoot.core.compacting import RETRY_S, TRIM_S, Compacting
+from folkmoot.core.config import StorageConfig
+from folkmoot.core.errors import StorageFull
+from folkmoot.core.prefix import Frozen, RecordKind
+from folkmoot.core.prefix_events import PrefixTaken
+from folkmoot.core.storage.jobs import Job, Roll, Sweep, Trim
+from tests.core.members import STORAGE, Members, OneMember
+from tests.core.scratch import Client, Log
+from tests.core.transfers import isolated
+
+CONFIG = StorageConfig(
+    segment_bytes=4096,
+    reserve_bytes=0,
+    compaction_log_bytes=1024,
+    log_keep_bytes=100,
+    log_keep_bytes_max=500,
+)
+
+
+class FakeRaft:
+    """As much of consensus as compacting asks for."""
+
+    def __init__(self) -> None:
+        self.start_index = 0
+        self.reachable: int | None = None
+        self.compacted: list[int] = []
+
+    @property
+    def log(self) -> FakeRaft:
+        return self
+
+    def configuration_at(self, index: int) -> FakeRaft:
+        self.index = index
+        return self
+
+    def encode(self) -> dict[str, Any]:
+        return {}
+
+    def reachable_match(self, now: float) -> int | None:
+        return self.reachable
+
+    def compact(self, index: int, now: float) -> None:
+        self.compacted.append(index)
+        self.start_index = index
+
+
+class FakeStorage:
+    """Boundaries, and everything that was asked for."""
+
+    def __init__(self) -> None:
+        self.boundaries: list[int] = []
+        self.jobs: list[Job] = []
+        self.frozen: list[Frozen] = []
+        self.asked: list[tuple[int, int, int | None]] = []
+        self.target: int | None = None
+        self.then: Callable[[int | None], None] = lambda _: None
+
+    def boundary_from(self, index: int) -> int | None:
+        return next((one for one in self.boundaries if one >= index), None)
+
+    def trim_target(self, keep_bytes: int, keep_bytes_max: int, needed: int | None) -> int | None:
+        self.asked.append((keep_bytes, keep_bytes_max, needed))
+        return self.target
+
+    def compact(self, frozen: Frozen, then: Callable[[int | None], None]) -> None:
+        self.frozen.append(frozen)
+        self.then = then
+
+    def post(self, job: Job, then: Callable[[Any], None]) -> None:
+        self.jobs.append(job)
+        if isinstance(job, Roll):
+            self.rolled = then
+
+
+@attrs.define
+class Bench:
+    """One `Compacting` with everything around it."""
+
+    log: Log = attrs.field(factory=Log)
+    raft: Any = attrs.field(factory=FakeRaft)
+    storage: Any = attrs.field(factory=FakeStorage)
+    config: StorageConfig = CONFIG
+
+    def __attrs_post_init__(self) -> None:
+        self.policy = Compacting(self.config, self.raft, self.log.mux, self.storage, 0)
+        self.client: Client = self.log.client()
+
+    policy: Compacting = attrs.field(init=False)
+    client: Client = attrs.field(init=False)
+
+    @property
+    def index(self) -> int:
+        return self.log.mux.index
+
+    def apply(self, size_bytes: int) -> None:
+        """Look, as the loop does between two batches, then apply one of that size."""
+        if self.policy.is_due:
+            self.policy.look()
+        self.log.tick()
+        self.policy.applied(size_bytes)
+
+    def turn(self, now: float = 10.0, *, disk_is_low: bool = False, sending: Any = None) -> None:
+        """Do what the loop does at the end of a turn."""
+        if self.policy.is_due:
+            self.policy.look()
+        if self.policy.is_slicing:
+            self.policy.slice()
+        self.policy.tick(now, disk_is_low=disk_is_low, sending=sending)
+
+    def freeze(self) -> Frozen:
+        """Bring it to a boundary with enough applied, and to hand over."""
+        self.apply(5000)
+        self.storage.boundaries.append(self.index)
+        self.turn()
+        frozen: Frozen = self.storage.frozen[-1]
+        assert frozen.index == self.index
+        return frozen
+
+
+# -- when ------------------------------------------------------------------------------------------
+
+
+def test_the_state_is_frozen_at_a_boundary_once_enough_was_applied() -> None:
+    bench = Bench()
+    bench.apply(1000)
+    bench.storage.boundaries = [bench.index]
+    bench.turn()
+    assert not bench.policy.is_due
+    bench.apply(24)
+    bench.storage.boundaries.append(bench.index + 2)
+    bench.turn()
+    assert bench.policy.is_due
+    assert not bench.storage.frozen, "no boundary here"
+    bench.apply(1)
+    bench.apply(1)
+    assert not bench.storage.frozen
+    bench.apply(1)  # looks before it applies, where the segment ends
+    bench.turn()
+    (frozen,) = bench.storage.frozen
+    assert frozen.index == bench.index - 1
+    assert frozen.records[RecordKind.CONFIGURATION, 0] is not None
+    assert bench.raft.index == frozen.index, "the members as of the index"
+
+
+def test_there_is_one_compaction_at_a_time() -> None:
+    bench = Bench()
+    bench.freeze()
+    bench.apply(5000)
+    bench.storage.boundaries.append(bench.index)
+    bench.turn()
+    assert len(bench.storage.frozen) == 1
+    bench.storage.then(10)
+    bench.turn()
+    assert len(bench.storage.frozen) == 2
+
+
+def test_the_next_waits_for_as_much_log_as_the_last_wrote_of_records() -> None:
+    bench = Bench()
+    frozen = bench.freeze()
+    bench.storage.then(50_000)
+    assert bench.policy.index == frozen.index
+    bench.apply(49_999)
+    assert not bench.policy.is_due
+    bench.apply(1)
+    assert bench.policy.is_due
+    bench.storage.boundaries.append(bench.index)
+    bench.turn()
+    bench.storage.then(3)
+    bench.apply(1024)
+    assert bench.policy.is_due, "and never for less than is configured"
+
+
+def test_a_turn_serialises_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compacting, "SLICE_BYTES", 1)
+    bench = Bench()
+    for number in range(5):
+        bench.client.open(f"scratch {number}")
+    bench.apply(5000)
+    bench.storage.boundaries.append(bench.index)
+    turns = 0
+    while not bench.storage.frozen:
+        bench.turn()
+        turns += 1
+    assert turns == 6, "a session and five resources"
+    assert not bench.policy.is_slicing
+
+
+# -- because somebody wants it ---------------------------------------------------------------------
+
+
+def test_what_is_wanted_is_sealed_for() -> None:
+    bench = Bench()
+    bench.apply(1)
+    assert not bench.policy.want(bench.index)
+    bench.turn()
+    bench.turn()
+    assert bench.storage.jobs == [Roll()], "once"
+    bench.storage.boundaries.append(bench.index + 1)  # by then there is more in the log
+    bench.storage.rolled(None)
+    bench.turn()
+    assert not bench.storage.frozen
+    assert bench.storage.jobs == [Roll()]
+    bench.apply(1)
+    bench.turn()
+    assert bench.storage.frozen[0].index == bench.index
+    bench.storage.then(1)
+    assert bench.policy.want(bench.index - 1)
+    assert not bench.policy.is_due
+
+
+# -- a full disk, and a compaction that was stopped ------------------------------------------------
+
+
+def test_after_a_full_disk_it_is_tried_again_at_the_same_index_without_a_new_segment() -> None:
+    bench = Bench()
+    frozen = bench.freeze()
+    bench.storage.jobs.clear()
+    bench.storage.then(None)
+    assert bench.policy.is_short_of_room
+    bench.turn(10.0)
+    assert bench.policy.deadline(10.0) == 10.0 + RETRY_S
+    bench.turn(10.0 + RETRY_S - 0.1)
+    assert len(bench.storage.frozen) == 1
+    for attempt in (1, 2, 3):
+        bench.turn(10.0 + attempt * RETRY_S)
+        again = bench.storage.frozen[-1]
+        assert len(bench.storage.frozen) == 1 + attempt
+        assert again.index == frozen.index
+        assert not again.ledger.retained, "the storage has kept it"
+        assert not again.records
+        assert not bench.policy.is_short_of_room
+        bench.storage.then(None)
+        bench.turn(10.0 + attempt * RETRY_S)
+    assert not bench.policy.want(bench.index + 1)
+    bench.turn(10.0 + 3 * RETRY_S)
+    assert bench.storage.jobs == [], "a new segment could be the end of the disk"
+    bench.turn(10.0 + 4 * RETRY_S)
+    bench.storage.then(7)
+    assert bench.policy.index == frozen.index
+    bench.apply(1)
+    bench.turn(40.0)
+    assert bench.storage.jobs[:1] == [Roll()]
+
+
+def test_a_freeze_takes_the_place_of_another_try() -> None:
+    bench = Bench()
+    bench.freeze()
+    bench.storage.then(None)
+    bench.turn(10.0)
+    bench.apply(5000)
+    bench.storage.boundaries.append(bench.index)
+    bench.turn(12.0)
+    assert bench.storage.frozen[-1].index == bench.index
+    bench.turn(60.0)
+    assert len(bench.storage.frozen) == 2
+    bench.storage.then(1)
+    bench.turn(99.0)
+    assert len(bench.storage.frozen) == 2
+
+
+def test_nothing_is_begun_and_nothing_is_due_while_it_is_stopped() -> None:
+    bench = Bench()
+    bench.freeze()
+    bench.policy.is_stopped = True
+    bench.storage.then(None)
+    bench.apply(5000)
+    bench.storage.boundaries.append(bench.index)
+    for now in (10.0, 20.0, 30.0):
+        bench.turn(now)
+        assert bench.policy.deadline(now) == math.inf, "or the loop would turn round and round"
+    assert len(bench.storage.frozen) == 1
+    bench.policy.is_stopped = False
+    bench.turn(40.0)
+    assert len(bench.storage.frozen) == 2
+
+
+def test_another_servers_state_begins_anew() -> None:
+    bench = Bench()
+    bench.freeze()
+    bench.policy.is_stopped = True
+    bench.storage.then(None)
+    bench.apply(5000)
+    other = Log()
+    for _ in range(50):
+        other.tick()
+    bench.policy.replaced(other.mux)
+    assert bench.policy.index == 50
+    bench.log = other
+    for now in (10.0, 20.0, 30.0):
+        bench.turn(now)
+    assert len(bench.storage.frozen) == 1, "what was frozen of the old state is of no use"
+    frozen = bench.freeze()
+    assert frozen.index == 51
+
+
+# -- giving log up ---------------------------------------------------------------------------------
+
+
+def compacted() -> Bench:
+    bench = Bench()
+    bench.freeze()
+    bench.storage.then(1)
+    bench.storage.jobs.clear()
+    return bench
+
+
+def test_log_is_given_up_by_consensus_first() -> None:
+    bench = compacted()
+    bench.storage.target = bench.policy.index
+    bench.turn(10.0)
+    assert bench.raft.compacted == [bench.policy.index]
+    assert bench.storage.jobs == [Trim(bench.policy.index), Sweep()]
+
+
+def test_it_looks_once_a_second_and_only_where_there_is_something() -> None:
+    bench = compacted()
+    assert bench.policy.deadline(10.0) == 0.0, "at once"
+    bench.turn(10.0)
+    bench.turn(10.0 + TRIM_S / 2)
+    assert len(bench.storage.asked) == 1
+    assert bench.policy.deadline(10.0) == 10.0 + TRIM_S
+    bench.turn(10.0 + TRIM_S)
+    assert len(bench.storage.asked) == 2
+    bench.raft.start_index = bench.policy.index
+    assert bench.policy.deadline(20.0) == math.inf
+    bench.turn(20.0)
+    assert len(bench.storage.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("reachable", "sending", "low", "expected"),
+    [
+        (None, None, False, (100, 500, None)),
+        (70, None, False, (100, 500, 70)),
+        (70, 60, False, (100, 500, 60)),
+        (None, 60, False, (100, 500, 60)),
+        (70, 60, True, (0, 0, 60)),
+    ],
+)
+def test_what_is_kept_for_whom(
+    reachable: int | None, sending: int | None, low: bool, expected: tuple[int, int, int | None]
+) -> None:
+    bench = compacted()
+    bench.raft.reachable = reachable
+    bench.turn(10.0, disk_is_low=low, sending=sending)
+    assert bench.storage.asked[0] == expected
+
+
+def test_no_less_is_kept_at_most_than_always() -> None:
+    config = attrs.evolve(CONFIG, log_keep_bytes=900)
+    bench = Bench(config=config)
+    bench.freeze()
+    bench.storage.then(1)
+    bench.turn(20.0)
+    assert bench.storage.asked[-1] == (900, 900, None)
+
+
+# -- with real servers -----------------------------------------------------------------------------
+
+
+def log_bytes(one: OneMember) -> int:
+    return one.desk.store.size_bytes
+
+
+def write(world: Members, count: int) -> None:
+    for _ in range(count):
+        world.put(f"key {world.sequence % 10}", [world.sequence, "." * 150])
+
+
+def test_a_key_that_was_deleted_does_not_come_back_on_a_member_that_was_cut_off() -> None:
+    """Bugs E9: its tombstone is compacted and trimmed away before the member ever saw it."""
+    world = Members()
+    world.start()
+    world.elect()
+    world.open()
+    world.put("gone", 1)
+    world.put("stays", 2)
+    world.settle()
+    away = next(one for one in world.up if one.node_id != world.leader_id)
+    isolated(world, away.node_id)
+    world.take("gone")
+    has_it = away.replica.raft.last_index
+    while world.leader.replica.raft.log.start_index <= has_it + 1:
+        write(world, 30)
+        world.run(2 * TRIM_S)
+    world.pass_on = lambda one: [one]
+    world.settle()
+    assert away.events(PrefixTaken)
+    (machine,) = [
+        resource.machine
+        for resource in away.replica.multiplexer.directory.resources.values()
+        if resource.name == "shelf"
+    ]
+    assert "gone" not in machine.things  # type: ignore[attr-defined]
+    assert "stays" in machine.things  # type: ignore[attr-defined]
+
+
+def test_a_member_that_is_away_for_a_day_does_not_hold_the_log() -> None:
+    """Bugs E10: and it comes back by the prefix."""
+    world = Members(storage=attrs.evolve(STORAGE, log_keep_bytes=10_000, log_keep_bytes_max=50_000))
+    world.start()
+    world.elect()
+    world.open()
+    write(world, 10)
+    world.settle()
+    world[3].kill()
+    largest = 0
+    for _ in range(24):
+        world.now += 3600
+        world.elect()
+        write(world, 50)
+        world.run(3)
+        largest = max(largest, *(log_bytes(one) for one in world.up))
+    assert 3 * largest < 24 * 50 * 150, "most of what was written is not there any more"
+    assert largest < 40_000
+    world[3].start()
+    world.settle()
+    assert world[3].events(PrefixTaken)
+
+
+def test_one_that_was_away_briefly_gets_the_log() -> None:
+    world = Members(storage=attrs.evolve(STORAGE, log_keep_bytes=30_000))
+    world.start()
+    world.elect()
+    world.open()
+    write(world, 60)
+    world.settle()
+    away = next(one for one in world.up if one.node_id != world.leader_id)
+    isolated(world, away.node_id)
+    before = world.leader.desk.store.compaction.index
+    write(world, 60)
+    world.run(3)
+    assert world.leader.desk.store.compaction.index > before > 0
+    world.pass_on = lambda one: [one]
+    world.settle()
+    assert not away.events(PrefixTaken)
+    assert world.leader.replica.prefixes.status()["sending"] == {}
+
+
+def test_log_waits_for_one_that_lags_and_answers() -> None:
+    world = Members(storage=attrs.evolve(STORAGE, log_keep_bytes_max=40_000))
+    world.start()
+    world.elect()
+    world.open()
+    slow = next(one for one in world.up if one.node_id != world.leader_id)
+    write(world, 5)
+    world.settle()
+    has_it = slow.replica.raft.last_index
+
+    def without_batches(one: Any) -> Any:
+        """It hears heartbeats; what is longer gets lost."""
+        return [] if one.target == slow.node_id and len(one.body) > 150 else [one]
+
+    world.pass_on = without_batches
+    write(world, 100)
+    world.run(3)
+    leader = world.leader
+    assert leader.desk.store.compaction.index > has_it + 30
+    assert leader.desk.store.start.index <= has_it
+    write(world, 200)
+    world.run(3)
+    assert leader.desk.store.start.index > has_it, "not for ever"
+    world.pass_on = lambda one: [one]
+    world.settle()
+
+
+def test_a_full_disk_ends_a_compaction_and_nothing_else() -> None:
+    world = Members(1)
+    world.start()
+    world.elect()
+    world.open()
+    one = world.leader
+    one.desk.holds_compactions = True
+    while one.desk.compaction is None:
+        write(world, 1)
+    index, segments = one.desk.compaction.index, one.desk.store.status()["segments"]
+    one.files.fail("create", 1, StorageFull("no room"))
+    one.desk.holds_compactions = False
+    world.run(1)
+    assert one.replica.compacting.is_short_of_room
+    assert one.desk.store.compaction.index == 0
+    write(world, 3)
+    world.run(RETRY_S)
+    assert one.desk.store.compaction.index == index
+    assert one.desk.store.status()["segments"] <= segments
+    assert one.desk.store.prefix.status()["live_entries"] == 10
