@@ -118,7 +118,7 @@ class Compacting:
     def look(self) -> None:
         """Freeze the state if it stands at a boundary. Called between two batches."""
         index = self._multiplexer.index
-        if index <= self.index:
+        if index <= self.index or index == self._left_at:
             return
         boundary = self._storage.boundary_from(index)
         if boundary == index:
@@ -129,6 +129,11 @@ class Compacting:
         elif boundary is None and self._wanted > self.index and self._may_roll:
             self._is_rolling = True
             self._storage.post(Roll(), self._rolled)
+
+    @property
+    def _left_at(self) -> int | None:
+        """The index of a compaction that waits for another try: it is frozen already."""
+        return None if self._retry_at is None or self._handed is None else self._handed.index
 
     @property
     def _may_roll(self) -> bool:

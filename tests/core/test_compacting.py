@@ -254,6 +254,20 @@ def test_after_a_full_disk_it_is_tried_again_at_the_same_index_without_a_new_seg
     assert bench.storage.jobs[:1] == [Roll()]
 
 
+def test_what_is_wanted_is_not_tried_again_in_every_turn_while_the_disk_is_full() -> None:
+    """Reproduces a server that froze and compacted in each turn, for a backup that waited."""
+    bench = Bench()
+    frozen = bench.freeze()
+    bench.policy.want(frozen.index)
+    bench.storage.then(None)
+    for at in range(10):
+        bench.turn(10.0 + at * 0.1)
+    assert bench.policy.is_short_of_room
+    assert len(bench.storage.frozen) == 1
+    bench.turn(10.0 + RETRY_S)
+    assert len(bench.storage.frozen) == 2
+
+
 def test_a_freeze_takes_the_place_of_another_try() -> None:
     bench = Bench()
     bench.freeze()
