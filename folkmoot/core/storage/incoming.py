@@ -193,6 +193,15 @@ class Incoming:
             self._files.unlink(f"{SUBDIR}/{name}")
         self.table, self.id, self.have, self.source = None, b"", [], None
 
+    def discard_to(self, compaction_index: int) -> None:
+        """Remove what would be no advance: an earlier life began it, and the log came after all.
+
+        What is being read back stays, for as long as its owner wants to.
+        """
+        is_late = self.table is not None and self.table.point.index <= compaction_index
+        if is_late and self.source is None:
+            self.discard()
+
     def _take(self, table: ArchiveTable, encoded: bytes, known: Mapping[str, int]) -> None:
         """Go over to a table, which is durable; `known` files need not be looked at."""
         names = {_name(one) for one in table.files}

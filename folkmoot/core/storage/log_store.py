@@ -239,9 +239,7 @@ class LogStore:
             )
             self.prefix.replace(compaction.entries, compaction.items_files)
             self.counters.compactions += 1
-            received = self.incoming.table
-            if received is not None and received.point.index <= compaction.index:
-                self.incoming.discard()  # an earlier life began it, and the log came after all
+            self.incoming.discard_to(compaction.index)
 
     def archive(self) -> Archive | None:
         """Pin the prefix for somebody who reads it; None where there is none yet."""

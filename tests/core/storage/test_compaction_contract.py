@@ -6,6 +6,8 @@ import queue
 import threading
 from typing import Any
 
+import pytest
+
 from folkmoot.core.errors import StorageError
 from folkmoot.core.prefix import Frozen
 from folkmoot.core.storage.log_store import LogStore
@@ -84,6 +86,24 @@ def test_a_prefix_goes_to_another_disk(disk: Disk) -> None:
     assert disk().list("incoming") == []
     assert [one.first_index for one in store.batches()] == [source.index + 1]
     store.close()
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_what_is_received_too_late_goes_unless_it_is_being_read(disk: Disk, is_read: bool) -> None:
+    source = Source.made(3)
+    compactor = begun(2, disk())
+    compactor.write(200)
+    store = compactor.store
+    receive(store.incoming, source, 1000)
+    found = store.incoming.read_back() if is_read else None
+    assert store.last_index > source.index
+    compactor.compact()
+    assert (disk().list("incoming") == []) == (found is None)
+    if found is not None:
+        assert equal(contents(found), source.expected)
+    store.close()
+    open_log(disk()).close()
+    assert disk().list("incoming") == []
 
 
 def test_a_compaction_that_is_given_up_leaves_nothing(disk: Disk) -> None:
