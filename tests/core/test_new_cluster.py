@@ -249,6 +249,8 @@ def test_a_restored_directory_belongs_to_its_member_and_configuration() -> None:
     assert store.identity.bootstrap == bootstrap
     assert (store.epoch, store.hard_state.term) == (1, backup.table.point.term + 1)
     assert store.last_term == store.hard_state.term
+    numbers = [one.entry.file_id for one in backup.table.files]
+    assert min(one.file_id for one in store.prefix.entries) > max(numbers), "none comes twice"
 
 
 def test_a_power_cut_leaves_no_directory_or_a_whole_one() -> None:
