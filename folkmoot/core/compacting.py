@@ -28,11 +28,12 @@ from typing import Any, Protocol
 import attrs
 
 from folkmoot.core.config import StorageConfig
+from folkmoot.core.errors import RemoteProtocolError, StorageCorrupt
 from folkmoot.core.multiplexer import Multiplexer
 from folkmoot.core.prefix import Frozen, Ledger, RecordKind
-from folkmoot.core.raft import Raft
+from folkmoot.core.raft import Configuration, Raft
 from folkmoot.core.storage.jobs import Job, Roll, Sweep, Trim
-from folkmoot.transport.codec import pack
+from folkmoot.transport.codec import pack, unpack
 
 SLICE_BYTES = 64 << 10
 """So many bytes of records are serialised in one turn: about a millisecond."""
@@ -156,9 +157,7 @@ class Compacting:
             return
         frozen = freeze.result()
         configuration = self._raft.configuration_at(frozen.index)
-        frozen.records[RecordKind.CONFIGURATION, 0] = pack(
-            [configuration.index, configuration.encode()]
-        )
+        frozen.records[RecordKind.CONFIGURATION, 0] = encode_members(configuration)
         self._hand_over(frozen)
 
     def _hand_over(self, frozen: Frozen) -> None:
@@ -235,3 +234,17 @@ class Compacting:
         self.is_stopped = self._is_running = False
         self._retry_at = None
         self._applied_bytes = 0
+
+
+def encode_members(configuration: Configuration) -> bytes:
+    """Make the record of the members."""
+    return pack([configuration.index, configuration.encode()])
+
+
+def decode_members(record: bytes) -> Configuration:
+    """Return the members of `encode_members`' record. Raises StorageCorrupt."""
+    try:
+        index, members = unpack(record)
+        return Configuration.decode(members, index)
+    except (RemoteProtocolError, TypeError, ValueError) as error:
+        raise StorageCorrupt(f"the members in a prefix: {error}") from error

@@ -5,6 +5,8 @@ Pure: no I/O, no clock, no randomness. Not needed for correctness.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 
 from folkmoot.core.raft.trace import TraceEvent
@@ -15,6 +17,7 @@ from folkmoot.core.types import NodeId
 class PrefixBegun(TraceEvent):
     """A prefix is being received: this much of it is here already."""
 
+    severity: ClassVar[str] = "info"
     index: int
     leader: NodeId
     size_bytes: int
@@ -25,6 +28,7 @@ class PrefixBegun(TraceEvent):
 class PrefixDelayed(TraceEvent):
     """The disk has no room for a prefix; it is tried again before long."""
 
+    severity: ClassVar[str] = "warning"
     index: int
     why: str
 
@@ -33,6 +37,7 @@ class PrefixDelayed(TraceEvent):
 class PrefixDiscarded(TraceEvent):
     """A prefix that was received is not what it should be; what is damaged is sent anew."""
 
+    severity: ClassVar[str] = "warning"
     why: str
 
 
@@ -40,6 +45,7 @@ class PrefixDiscarded(TraceEvent):
 class PrefixRefused(TraceEvent):
     """A prefix was damaged again when it was sent anew: look at the disk of who sends it."""
 
+    severity: ClassVar[str] = "error"
     index: int
     leader: NodeId
 
@@ -48,4 +54,5 @@ class PrefixRefused(TraceEvent):
 class PrefixTaken(TraceEvent):
     """This server serves from another server's prefix now."""
 
+    severity: ClassVar[str] = "info"
     index: int

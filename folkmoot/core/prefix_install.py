@@ -20,14 +20,13 @@ import enum
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from folkmoot.core.compacting import Compacting
-from folkmoot.core.errors import RemoteProtocolError, StorageCorrupt
+from folkmoot.core.compacting import Compacting, decode_members
+from folkmoot.core.errors import StorageCorrupt
 from folkmoot.core.multiplexer import Multiplexer
 from folkmoot.core.prefix_receiver import PrefixReceiver
 from folkmoot.core.raft import Configuration, Raft, Role
 from folkmoot.core.storage.manifest import Point
 from folkmoot.core.storage.stored_prefix import StoredPrefix
-from folkmoot.transport.codec import unpack
 
 RECORDS_PER_STEP = 64
 """A step restores so many records, or one block of entries."""
@@ -126,11 +125,7 @@ class PrefixInstall:
         point = self._point
         if (state.index, state.time) != (point.index, point.log_time):
             raise StorageCorrupt(f"a state of entry {state.index} at {state.time}, not of {point}")
-        try:
-            index, members = unpack(source.configuration)
-            return Configuration.decode(members, index)
-        except (RemoteProtocolError, TypeError, ValueError) as error:
-            raise StorageCorrupt(f"the members in a received prefix: {error}") from error
+        return decode_members(source.configuration)
 
     def _restore(self) -> str | None:
         before = self.restored

@@ -13,6 +13,7 @@ from collections.abc import Generator
 from random import Random
 from typing import TypeVar
 
+from folkmoot.core.compacting import decode_members
 from folkmoot.core.config import NodeConfig
 from folkmoot.core.machine import Registry
 from folkmoot.core.multiplexer import Multiplexer
@@ -28,19 +29,25 @@ M = TypeVar("M", bound=Multiplexer)
 
 def restored(
     store: LogStore, config: NodeConfig, registry: Registry, kind: type[M]
-) -> Generator[int, None, tuple[M, Configuration]]:
-    """Make the state and the members as of the compaction index; yield how many items so far.
+) -> Generator[tuple[int, int | None], None, tuple[M, Configuration]]:
+    """Make the state and the members as of the compaction index.
 
-    Raises StorageCorrupt, or UsageError where a resource's type is not registered.
+    Yields how many entries are restored, and of how many, once that is known. Raises
+    StorageCorrupt, or UsageError where a resource's type is not registered.
     """
     if not store.compaction.index:
         configuration = Configuration.decode(unpack(store.identity.bootstrap), 0)
         return kind(registry, config.limits), configuration
     source = store.prefix.read_back()
-    multiplexer = yield from kind.restoring(registry, config.limits, source)
+    steps = kind.restoring(registry, config.limits, source)
+    multiplexer: M | None = None
+    while multiplexer is None:
+        try:
+            yield next(steps), source.live_count
+        except StopIteration as end:
+            multiplexer = end.value
     store.prefix.loaded(source)
-    index, members = unpack(source.configuration)
-    return multiplexer, Configuration.decode(members, index)
+    return multiplexer, decode_members(source.configuration)
 
 
 def recovered_raft(

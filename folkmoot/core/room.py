@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 
@@ -73,6 +73,7 @@ class Shortage:
 class RoomChanged(TraceEvent):
     """The disk of this server is low now, or is not any more."""
 
+    severity: ClassVar[str] = "warning"
     low: bool
     free_bytes: int
     reserve_bytes: int

@@ -40,11 +40,12 @@ from folkmoot.core.forwarding import check_peer_hello
 from folkmoot.core.machine import Registry
 from folkmoot.core.multiplexer import Multiplexer
 from folkmoot.core.peer import PEER_FRAME_BYTES_MAX, Peers
+from folkmoot.core.progress import Progress, Reporter, of_prefix
 from folkmoot.core.raft import Configuration, Raft, Role
+from folkmoot.core.raft.trace import TraceEvent
 from folkmoot.core.replica import Replica
 from folkmoot.core.requests import PROTOCOL_VERSION, FrameType, encode
 from folkmoot.core.restart import recovered_raft, restored
-from folkmoot.core.room import RoomChanged
 from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.log_store import Identity, LogStore
 from folkmoot.core.types import NodeId
@@ -58,8 +59,6 @@ IDLE_S = 10.0
 """The loop turns at least this often, whatever its timers say."""
 LET_RUN_S = 0.01
 """What takes long lets others run this often."""
-SAY_S = 2.0
-"""What takes long says so this often in the log."""
 STOP_TIMEOUT_S = 5.0
 """A graceful stop takes no longer: what is not finished then is cut off."""
 
@@ -144,6 +143,7 @@ class Server:
         self.peer_receivers: set[_PeerReceiver] = set()
         self.client_address = ""
         self.peer_address = ""
+        self.progress = Reporter()
         self._registry = registry
         self._files = files
         self._ungreeted: deque[_ClientReceiver | _PeerReceiver] = deque()
@@ -158,7 +158,13 @@ class Server:
         Raises StorageError or MachineFault when the server must stop.
         """
         self.wakeup = Wakeup()
-        await self._recover()
+        store = LogStore.open(self._files, self.config.storage, self._identity())
+        self.disk = DiskDriver(store, self.wakeup, self.config.storage)
+        try:
+            await self._recover(store)
+        except BaseException:
+            self.disk.close()
+            raise
         listeners: list[Listener] = []
         try:
             async with anyio.create_task_group() as tasks:
@@ -178,15 +184,17 @@ class Server:
             self.disk.close()
             self._stopped.set()
 
-    async def _recover(self) -> None:
+    def _identity(self) -> Identity:
+        """Whose data directory it must be, if it is a new one."""
         config = self.config
         members = config.members or (config.member(),)
         configuration = Configuration.bootstrap(members)
-        identity = Identity(
+        return Identity(
             cluster_id_of(config.cluster, members), config.node_id, pack(configuration.encode())
         )
-        store = LogStore.open(self._files, config.storage, identity)
-        self.disk = DiskDriver(store, self.wakeup, config.storage)
+
+    async def _recover(self, store: LogStore) -> None:
+        config = self.config
         self.peers = Peers(self.transport, self.rng, self._peer_up)
         multiplexer, configuration = await self._restore(store)
         raft = recovered_raft(store, config, configuration, Raft, rng=self.rng, now=self.clock())
@@ -201,25 +209,23 @@ class Server:
         )
         self.replica.trace = self._log_trace
         self.replica.version = version("folkmoot")
-        self._log_recovery(store, members)
+        self._log_recovery(store, config.members or (config.member(),))
 
     async def _restore(self, store: LogStore) -> tuple[Multiplexer, Configuration]:
         """Make the state as of the compacted prefix, letting others run meanwhile."""
         steps = restored(store, self.config, self._registry, Multiplexer)
-        said_s = let_run_s = time.monotonic()
+        let_run_s = time.monotonic()
         while True:
             try:
-                count = next(steps)
+                done, total = next(steps)
             except StopIteration as end:
+                self.progress.report(None)
                 found: tuple[Multiplexer, Configuration] = end.value
                 return found
-            now_s = time.monotonic()
-            if now_s - let_run_s >= LET_RUN_S:
+            if time.monotonic() - let_run_s >= LET_RUN_S:
+                self.progress.report(Progress("restoring the state", done, total, "entries"))
                 await anyio.lowlevel.checkpoint()
                 let_run_s = time.monotonic()
-            if now_s - said_s >= SAY_S:
-                said_s = now_s
-                log.info("restoring the state: %d entries so far", count)
 
     def _log_recovery(self, store: LogStore, members: Sequence[Member]) -> None:
         """Say what was found on the disk that an operator should know."""
@@ -238,9 +244,8 @@ class Server:
                 "the configured members %s are ignored: this directory has %s", given, dict(known)
             )
 
-    def _log_trace(self, event: Any) -> None:
-        level = logging.WARNING if isinstance(event, RoomChanged) else logging.DEBUG
-        log.log(level, "%s", event)
+    def _log_trace(self, event: TraceEvent) -> None:
+        getattr(log, event.severity)("%s", event)
 
     async def _listen(self) -> list[Listener]:
         config, limits = self.config, self.config.limits
@@ -340,6 +345,8 @@ class Server:
         if self.inbox:
             self._take_clients(now)
         self.replica.turn(now)
+        if self.replica.prefixes.receiver.table is not None or self.progress.present is not None:
+            self.progress.report(of_prefix(self.replica.prefixes.status()["receiving"]))
         if self._ungreeted:
             self._check_ungreeted(now)
         self.replica.counts.turn_took(time.perf_counter() - begun)

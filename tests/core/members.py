@@ -33,12 +33,13 @@ from folkmoot.core.storage.log_store import Identity, LogStore
 from folkmoot.core.storage.memory import MemoryFiles
 from folkmoot.core.storage.stored_prefix import StoredPrefix
 from folkmoot.core.types import NodeId
+from folkmoot.primitives import BUILTIN_MACHINES
 from folkmoot.transport.codec import pack
 from folkmoot.transport.frame import FrameReader
 from tests.core.scratch import Scratch
 from tests.core.shelf import Shelf, Tally
 
-REGISTRY = Registry.of([Scratch, Shelf, Tally])
+REGISTRY = Registry.of([*BUILTIN_MACHINES, Scratch, Shelf, Tally])
 CLUSTER_ID = b"cluster-of-tests"
 STEP_S = 0.01
 STORAGE = StorageConfig(
@@ -166,7 +167,7 @@ class OneMember:
             node_id=NodeId(self.node_id), members=world.configs, storage=world.storage[self.node_id]
         )
         configuration = Configuration.bootstrap(world.configs)
-        identity = Identity(CLUSTER_ID, config.node_id, pack(configuration.encode()))
+        identity = Identity(world.cluster_id, config.node_id, pack(configuration.encode()))
         store = LogStore.open(self.files, config.storage, identity)
         multiplexer, configuration = finish(restored(store, config, world.registry, Multiplexer))
         raft = recovered_raft(
@@ -176,7 +177,7 @@ class OneMember:
         self.inbox = []
         self.replica = Replica(
             config=config,
-            cluster_id=CLUSTER_ID,
+            cluster_id=world.cluster_id,
             raft=raft,
             multiplexer=multiplexer,
             storage=self.desk,
@@ -235,6 +236,7 @@ class Members:
         registry: Registry = REGISTRY,
     ) -> None:
         self.now = 100.0
+        self.cluster_id = CLUSTER_ID
         self.storage = dict.fromkeys(range(1, count + 1), storage)
         self.registry = registry
         self.configs = tuple(

@@ -114,7 +114,7 @@ class Clock:
         self.rate = rate
 
 
-def end_of(steps: Generator[int, None, R]) -> R:
+def end_of(steps: Generator[Any, None, R]) -> R:
     """Take all steps at once; return what comes of them."""
     while True:
         try:

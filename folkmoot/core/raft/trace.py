@@ -9,6 +9,8 @@ turn, so it is the one that must stay small.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 
 from folkmoot.core.types import NodeId
@@ -17,6 +19,9 @@ from folkmoot.core.types import NodeId
 @attrs.frozen
 class TraceEvent:
     """Base of every event. As text: the class's name, then field=value."""
+
+    severity: ClassVar[str] = "debug"
+    """How a server logs it."""
 
     def __str__(self) -> str:
         values = [f"{f.name}={getattr(self, f.name)}" for f in attrs.fields(type(self))]
