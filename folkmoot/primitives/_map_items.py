@@ -21,8 +21,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-Item = tuple[bytes, int]
-"""value, version: the version is also the index of the entry that owns the value."""
 Expiry = tuple[int, int, int]
 """log time (ms), and the owner: index and ordinal."""
 
