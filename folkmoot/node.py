@@ -20,6 +20,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from folkmoot.core.config import NodeConfig
 from folkmoot.core.errors import UsageError
 from folkmoot.core.machine import Machine, Registry
+from folkmoot.core.progress import Progress
 from folkmoot.core.server import Server
 from folkmoot.core.storage.files import DirectoryFiles, Files
 from folkmoot.core.storage.memory import MemoryFiles
@@ -155,6 +156,14 @@ class Node:
     def peer_address(self) -> str:
         """Where other members reach this member."""
         return self.server.peer_address
+
+    @property
+    def progress(self) -> Progress | None:
+        """What takes long at the moment, if anything: restoring the state, or receiving it.
+
+        Also while it is being started.
+        """
+        return None if self._tasks is None else self.server.progress.present
 
     def status(self) -> dict[str, Any]:
         """This member's view of the cluster and of itself."""

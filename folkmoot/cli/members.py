@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import attrs
 
+from folkmoot.cli.catching_up import prefix_of, words
 from folkmoot.cli.conversation import conversation
 from folkmoot.core.errors import ConnectionLost, FolkmootError
 
@@ -44,6 +45,14 @@ class MemberView:
     """Why there is no answer."""
     lag: int | None = None
     """Entries of the leader's log that it has not confirmed to the leader; None where unknown."""
+    sent: Mapping[str, Any] | None = None
+    """What the leader says of a prefix that it sends to it."""
+
+    @property
+    def prefix(self) -> dict[str, Any] | None:
+        """How far the prefix is that it gets, if it gets one."""
+        own = self.status.get("receiving") if self.status else None
+        return prefix_of(own, self.sent, is_up=self.status is not None)
 
     @property
     def storage(self) -> Mapping[str, Any]:
@@ -82,6 +91,8 @@ class MemberView:
             "free_bytes": self.storage.get("free_bytes"),
             "disk_low": self.is_low,
             "trouble": self.trouble or ("disk low" if self.is_low else None),
+            "prefix": self.prefix,
+            "catching_up": words(self.prefix) or None,
         }
 
 
@@ -188,6 +199,7 @@ def merge(
     leaders = [status for status in statuses.values() if status["role"] == "leader"]
     leading = max(leaders, key=_newness) if leaders else None
     lags = _lags(leading) if leading else {}
+    sent = {one["node_id"]: one.get("prefix") for one in leading["members"]} if leading else {}
     views = tuple(
         MemberView(
             node_id=member["node_id"],
@@ -199,6 +211,7 @@ def merge(
             if member["node_id"] in statuses
             else troubles.get(member["client_address"], "another server answers at its address"),
             lag=lags.get(member["node_id"]),
+            sent=sent.get(member["node_id"]),
         )
         for member in members
     )

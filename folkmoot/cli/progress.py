@@ -10,6 +10,7 @@ from typing import IO, Any, TypeVar
 
 from folkmoot.cli.options import Options
 from folkmoot.cli.output import size
+from folkmoot.core import progress as core
 
 T = TypeVar("T")
 SAY_S = 2.0
@@ -67,6 +68,33 @@ class Progress:
 
     def _amount(self, done: int) -> str:
         return size(done) if self._unit == "bytes" else f"{done:,} {self._unit}"
+
+
+class Bars:
+    """One bar after another, for whatever a server says that takes long."""
+
+    def __init__(self, file: IO[str] | None = None) -> None:
+        self._file = file
+        self._what = ""
+        self._bar: Progress | None = None
+
+    def show(self, found: core.Progress | None) -> None:
+        """This takes long now, and is so far; None: nothing does."""
+        what = found.what if found is not None else ""
+        if what != self._what:
+            self.close()
+            self._what = what
+        if found is None or not found.total:
+            return  # nobody knows of how much yet
+        if self._bar is None:
+            self._bar = Progress(what, found.total, unit=found.unit, file=self._file)
+        self._bar.update(found.done)
+
+    def close(self) -> None:
+        """Nothing takes long any more."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
@@ -21,7 +22,7 @@ from folkmoot.cli.exits import CannotStart, ExitCode, leaves
 from folkmoot.cli.options import Command, Options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from folkmoot.core.config import NodeConfig
     from folkmoot.core.machine import Machine
@@ -31,6 +32,8 @@ log = logging.getLogger("folkmoot.server")
 
 WATCH_INTERVAL_S = 0.25
 """How often the server looks at its own role, to log when it changes."""
+DRAW_INTERVAL_S = 0.1
+"""How often a bar on a terminal is brought up to date."""
 
 _MEMBER_OPTIONS = (
     click.option("--node-id", type=int, metavar="N", help="Which of the members this server is."),
@@ -172,10 +175,22 @@ def has_uvloop() -> bool:
     return find_spec("uvloop") is not None
 
 
+class _ErrorOutput:
+    """Standard error as it is at the moment: a bar takes its place, and lines go above it."""
+
+    def write(self, text: str) -> int:
+        """Write it there."""
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """Let it be seen."""
+        sys.stderr.flush()
+
+
 def start_logging(level: str) -> None:
     """Log plain lines to standard error."""
     logging.basicConfig(
-        stream=sys.stderr,
+        stream=cast("TextIO", _ErrorOutput()),
         level=level.upper(),
         format="%(asctime)s %(levelname)-7s %(message)s",
     )
@@ -196,8 +211,9 @@ async def serve(config: NodeConfig, machines: Sequence[type[Machine]] = ()) -> i
     from folkmoot.node import Node
 
     collect_rarely()
+    node = Node(config, machines=machines)
     try:
-        async with Node(config, machines=machines) as node, anyio.create_task_group() as tasks:
+        async with _shown(node), node, anyio.create_task_group() as tasks:
             set_aside()
             _log_start(node)
             tasks.start_soon(_log_changes, node)
@@ -212,6 +228,35 @@ async def serve(config: NodeConfig, machines: Sequence[type[Machine]] = ()) -> i
         raise
     log.info("stopped")
     return ExitCode.OK
+
+
+@asynccontextmanager
+async def _shown(node: Node) -> AsyncIterator[None]:
+    """On a terminal, draw a bar while the node restores its state or receives it."""
+    import anyio
+
+    if not sys.stderr.isatty():
+        yield  # the log says it
+        return
+    logging.getLogger("folkmoot.progress").disabled = True
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_draw, node)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+async def _draw(node: Node) -> None:
+    import anyio
+
+    from folkmoot.cli.progress import Bars
+
+    bars = Bars()
+    try:
+        while True:
+            bars.show(node.progress)
+            await anyio.sleep(DRAW_INTERVAL_S)
+    finally:
+        bars.close()
 
 
 async def _stop_on_signal(node: Node) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from folkmoot.cli.catching_up import bars
 from folkmoot.cli.exits import ExitCode
 from folkmoot.cli.options import Command, Options
 from folkmoot.cli.output import duration, size
@@ -31,6 +32,7 @@ COLUMNS = {
     "uptime": "up for",
     "free": "disk free",
     "trouble": "trouble",
+    "catching_up": "catching up",
 }
 _RIGHT = ("node", "term", "commit_index", "applied_index", "lag", "clients", "uptime", "free")
 _COLOUR = {
@@ -65,8 +67,10 @@ def status(options: Options, watch: bool, interval: float, sessions: bool) -> in
     Each member is asked for itself, so this works without a leader too. The exit status is 0 while
     the cluster serves (even with a member down), 69 when it has no leader or nobody answers.
 
+    A member that was away for so long that it needs the state first is shown with a bar.
+
     In a pipe: node, role, address, term, commit index, applied index, lag, clients, uptime, free
-    disk space, trouble.
+    disk space, trouble, what it is catching up with.
     """
     import anyio
 
@@ -189,7 +193,9 @@ def render(
     if commits_per_s is not None:
         parts.append((f"{commits_per_s:,.0f} commits/s", ""))
     line = Text(" · ").join(Text(text, style) for text, style in parts)
-    return Group(line, Text(), _table(view, with_trouble))
+    catching_up = bars(view.members)
+    space = [Text()] if catching_up else []
+    return Group(line, Text(), _table(view, with_trouble), *space, *catching_up)
 
 
 def _table(view: ClusterView, with_trouble: bool) -> RenderableType:
@@ -199,7 +205,8 @@ def _table(view: ClusterView, with_trouble: bool) -> RenderableType:
 
     found = rows(view)
     troubled = with_trouble and any(row["trouble"] for row in found)
-    columns = {key: title for key, title in COLUMNS.items() if key != "trouble" or troubled}
+    left_out = {"catching_up"} if troubled else {"catching_up", "trouble"}  # that has bars
+    columns = {key: title for key, title in COLUMNS.items() if key not in left_out}
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for key, title in columns.items():
         table.add_column(title, justify="right" if key in _RIGHT else "left")
