@@ -1,6 +1,7 @@
 """How far something is: lines now and then in a pipe, a bar on a terminal, nothing with --json."""
 
 import io
+from collections.abc import Generator
 
 from folkmoot.cli.progress import SAY_S, Progress
 
@@ -37,7 +38,7 @@ def test_json_gets_nothing() -> None:
 
 
 def test_all_steps_are_taken_and_the_result_returned() -> None:
-    def steps():  # type: ignore[no-untyped-def]
+    def steps() -> Generator[int, None, str]:
         yield 1
         yield 2
         return "done"

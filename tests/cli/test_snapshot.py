@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from folkmoot.cli import app, snapshot_restore, snapshot_save
+from folkmoot.cli import app, snapshot_restore
 from folkmoot.cli.exits import ExitCode
 from folkmoot.core.errors import StorageFull
+from folkmoot.core.storage.backup import BackupWriter
 from folkmoot.core.storage.files import DirectoryFiles
 from folkmoot.core.storage.log_store import LogStore
 from tests.cli.directories import contents, small_cluster, write_directory
@@ -203,7 +204,7 @@ def test_a_disk_that_fills_up_while_it_is_written_leaves_nothing(
         raise StorageFull("no space left on device")
 
     path = directory.parent / "backup"
-    monkeypatch.setattr(snapshot_save.BackupWriter, "append", full)
+    monkeypatch.setattr(BackupWriter, "append", full)
     assert app.run(["snapshot", "save", str(path), "--data", str(directory)]) == ExitCode.STORAGE
     assert f"{path} cannot be written: no space left" in capsys.readouterr().err
     assert [one.name for one in path.parent.iterdir()] == ["node-1"]
