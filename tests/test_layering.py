@@ -25,6 +25,7 @@ FACE = 3
 GROUND = ("folkmoot.core.errors", "folkmoot.core.types", "folkmoot.core.config")
 PURE = (
     "folkmoot.core.admin",
+    "folkmoot.core.allowance",
     "folkmoot.core.applied",
     "folkmoot.core.batch",
     "folkmoot.core.commands",
@@ -57,6 +58,7 @@ PURE = (
     "folkmoot.core.routing",
     "folkmoot.core.session_client",
     "folkmoot.core.sessions",
+    "folkmoot.core.survey",
     "folkmoot.core.targets",
     "folkmoot.core.timeouts",
     "folkmoot.core.traffic",

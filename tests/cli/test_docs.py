@@ -70,7 +70,7 @@ def test_every_exit_code_is_listed() -> None:
 
 
 def test_every_command_that_is_shown_exists() -> None:
-    for page in ("command-line.md", "configuration.md"):
+    for page in ("command-line.md", "configuration.md", "operations.md"):
         text = (DOCS / page).read_text()
         for command in re.findall(r"^folkmoot (?:--config \S+ )?([a-z]+)", text, re.M):
             assert command in COMMANDS, f"{page}: {command}"
