@@ -37,7 +37,7 @@ from folkmoot.core.config import StorageConfig
 from folkmoot.core.prefix import Frozen, Ledger, RecordKey
 from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.items_output import ItemsOutput
-from folkmoot.core.storage.manifest import PrefixFileEntry
+from folkmoot.core.prefix_table import PrefixFileEntry
 from folkmoot.core.storage.operation_spans import OperationSpans
 from folkmoot.core.storage.prefix_blocks import ItemsBlock
 from folkmoot.core.storage.prefix_file import SUBDIR, read_items
@@ -127,17 +127,16 @@ class Compaction:
         for _ in self._copy():
             self._output.flush()
             yield self._output.written_bytes
-        items_bytes = self._output.written_bytes
-        state = None
-        for written, entry in write_state(
+        items_bytes, written_bytes, state = self._output.written_bytes, 0, None
+        for state_bytes, entry in write_state(
             self._files, self._store, self._frozen, self.items_files, self._owner
         ):
-            state = entry
-            yield items_bytes + written
+            written_bytes, state = items_bytes + state_bytes, entry
+            yield written_bytes
         assert state is not None, f"no state file of index {self.index}"
         self._files.sync_dir(SUBDIR)
         self.entries = [state, *(one.entry for one in self.items_files)]
-        yield items_bytes
+        yield written_bytes
 
     def give_up(self) -> None:
         """Leave it unfinished. Its files go with the next `sweep`."""

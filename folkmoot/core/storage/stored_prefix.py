@@ -25,7 +25,7 @@ import attrs
 from folkmoot.core.errors import RemoteProtocolError, StorageCorrupt
 from folkmoot.core.prefix import ONE, Items, RecordKind
 from folkmoot.core.storage.files import Files
-from folkmoot.core.storage.manifest import PrefixFileEntry
+from folkmoot.core.prefix_table import PrefixFileEntry
 from folkmoot.core.storage.prefix_blocks import ENTRY_BYTES, ItemsBlock, Record, decode_parts
 from folkmoot.core.storage.prefix_file import (
     HEADER_BYTES,
@@ -43,7 +43,8 @@ class ItemsFile:
 
     - `indexes`, `sizes` and `alive` have one item per entry of the file, in order.
     - `parts` has the ordinals of each living entry that owns several items; one of them lives.
-    - `live_bytes` and `live_count` are those of the living entries, `total_bytes` those of all.
+    - `live_count` is that of the living entries, `total_bytes` are those of all; `live_bytes` those
+      of the living ones, of an entry that has lost some of its items in proportion.
     """
 
     entry: PrefixFileEntry
@@ -52,6 +53,8 @@ class ItemsFile:
     """Bytes of each entry's operation."""
     alive: bytearray = attrs.field(factory=bytearray, repr=False)
     parts: dict[int, bytes] = attrs.field(factory=dict, repr=False)
+    written: dict[int, int] = attrs.field(factory=dict, repr=False)
+    """For those in `parts`: how many of their items lived when they were written."""
     total_bytes: int = 0
     live_count: int = 0
     live_bytes: int = 0
@@ -63,13 +66,19 @@ class ItemsFile:
 
     def copy(self) -> ItemsFile:
         """Return one whose liveness may be changed without changing this."""
-        return attrs.evolve(self, alive=bytearray(self.alive), parts=dict(self.parts))
+        return attrs.evolve(
+            self,
+            alive=bytearray(self.alive),
+            parts=dict(self.parts),
+            written=dict(self.written),
+        )
 
     def add(self, block: ItemsBlock) -> None:
         """Take the columns of the next block that was written, all of it alive."""
         position = len(self.indexes)
         for at, mask in block.parts.items():
             self.parts[position + at] = mask
+            self.written[position + at] = mask.count(1)
         self.indexes.extend(block.indexes)
         sizes = [len(operation) for operation in block.operations]
         self.sizes.extend(sizes)
@@ -88,17 +97,41 @@ class ItemsFile:
             assert mask[ordinal], f"item {self.indexes[position]}.{ordinal} died twice"
             left = mask[:ordinal] + b"\0" + mask[ordinal + 1 :]
             if any(left):
+                before = self._live_bytes_of(position)
                 self.parts[position] = left
+                self.live_bytes -= before - self._live_bytes_of(position)
                 return
         self.kill(position)
 
     def kill(self, position: int) -> None:
         """Note that an entry owns nothing any more."""
         assert self.alive[position], f"entry {self.indexes[position]} died twice"
-        self.alive[position] = 0
-        self.parts.pop(position, None)
+        self.live_bytes -= self._live_bytes_of(position)
         self.live_count -= 1
-        self.live_bytes -= self.sizes[position]
+        self.alive[position] = 0
+        if position in self.parts:
+            del self.parts[position], self.written[position]
+
+    def _live_bytes_of(self, position: int) -> int:
+        """Return what a living entry would take if what only its dead items needed were gone."""
+        mask = self.parts.get(position)
+        size_bytes = self.sizes[position]
+        return size_bytes if mask is None else size_bytes * mask.count(1) // self.written[position]
+
+    def take(self, block: ItemsBlock) -> None:
+        """Take the columns of the next block that was read, of which it is known what lives."""
+        position, count = len(self.indexes), len(block)
+        alive = self.alive[position : position + count]
+        sizes = [len(operation) for operation in block.operations]
+        self.indexes.extend(block.indexes)
+        self.sizes.extend(sizes)
+        self.total_bytes += sum(sizes)
+        self.live_count += sum(alive)
+        self.live_bytes += sum(compress(sizes, alive))
+        for at, mask in block.parts.items():
+            if alive[at]:
+                self.written[position + at] = mask.count(1)
+                self.live_bytes -= sizes[at] - self._live_bytes_of(position + at)
 
     def liveness(self) -> bytes:
         """Encode what lives, for the state file."""
@@ -211,14 +244,8 @@ class StoredPrefix:
     ) -> Items:
         count = len(block)
         alive = one.alive[position : position + count]
-        sizes = [len(operation) for operation in block.operations]
-        one.indexes.extend(block.indexes)
-        one.sizes.extend(sizes)
-        one.total_bytes += sum(sizes)
-        live_count = sum(alive)
-        one.live_count += live_count
-        one.live_bytes += sum(compress(sizes, alive))
-        if live_count == count:
+        one.take(block)
+        if all(alive):
             return self._items(one, block, ordinals)
         living = block.select(alive)
         places = {at: place for place, at in enumerate(compress(range(count), alive))}

@@ -46,6 +46,24 @@ def test_the_prefix_holds_what_lives(seed: int) -> None:
     check(store, compactor)
 
 
+def test_an_entry_of_which_little_lives_is_written_anew() -> None:
+    """It counts as dead in proportion: else a thousand items stay for one that lives."""
+    compactor = begun(1, keys=60, kinds=("many",))
+    history, prefix = compactor.history, compactor.store.prefix
+    compactor.write(12, value_bytes=300)
+    compactor.compact()
+    before = sum(one.total_bytes for one in prefix.items_files)
+    for (resource, key), (_, ordinal) in list(history.owners.items()):
+        if ordinal % 5:
+            history.supersede(resource, key)
+    assert len(history.entries) > 3
+    history.kinds = ("fail",)
+    compactor.write()
+    compactor.compact()
+    assert sum(one.total_bytes for one in prefix.items_files) < before / 2
+    check(compactor.store, compactor)
+
+
 class CountedFiles(MemoryFiles):
     """Counts the bytes that are read and written."""
 
