@@ -30,9 +30,8 @@ from folkmoot.core.allowance import BURST_S, Allowance
 from folkmoot.core.compacting import Compacting, CompactionPort
 from folkmoot.core.connection import ClientConnection
 from folkmoot.core.errors import BadCommand, Overloaded, StorageFull
+from folkmoot.core.jobs import ArchivePort, CloseArchive, OpenArchive, ReadArchive, Sweep
 from folkmoot.core.raft import Raft
-from folkmoot.core.storage.archive import Archive
-from folkmoot.core.storage.jobs import CloseArchive, OpenArchive, ReadArchive, Sweep
 
 BACKUPS_MAX = 4
 """At once on one server; a further one is refused with Overloaded."""
@@ -65,7 +64,7 @@ class _Backup:
     """
 
     heard_at: float
-    archive: Archive | None = None
+    archive: ArchivePort | None = None
     is_opening: bool = False
     is_closed: bool = False
     reads: deque[_Read] = attrs.field(factory=deque)
@@ -190,7 +189,7 @@ class Backups:
 
     # -- beside the loop -------------------------------------------------------------------------
 
-    def _opened(self, backup: _Backup, archive: Archive | None) -> None:
+    def _opened(self, backup: _Backup, archive: ArchivePort | None) -> None:
         assert archive is not None, f"no prefix, and it speaks for {self._compacting.index}"
         backup.is_opening = False
         backup.archive = archive

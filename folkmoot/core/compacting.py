@@ -29,10 +29,10 @@ import attrs
 
 from folkmoot.core.config import StorageConfig
 from folkmoot.core.errors import RemoteProtocolError, StorageCorrupt
+from folkmoot.core.jobs import Job, Roll, Sweep, Trim
 from folkmoot.core.multiplexer import Multiplexer
 from folkmoot.core.prefix import Frozen, Ledger, RecordKind
 from folkmoot.core.raft import Configuration, Raft
-from folkmoot.core.storage.jobs import Job, Roll, Sweep, Trim
 from folkmoot.transport.codec import pack, unpack
 
 SLICE_BYTES = 64 << 10

@@ -1,6 +1,6 @@
 """The thread beside the loop: it compacts, step by step, and does small jobs in between.
 
-What it is: the driver of `storage/compaction.py` and `storage/jobs.py` on a real server. What it is
+What it is: the driver of `storage/compaction.py` and `core/jobs.py` on a real server. What it is
 not: the writer of the log (`storage/writer.py`), whose lock it takes for the moments in which
 MANIFEST changes.
 
@@ -26,9 +26,9 @@ from typing import Any
 
 from folkmoot.core.config import StorageConfig
 from folkmoot.core.errors import StorageFull
+from folkmoot.core.jobs import Job
 from folkmoot.core.prefix import Frozen
 from folkmoot.core.storage.compaction import Compaction, merged
-from folkmoot.core.storage.jobs import Job
 from folkmoot.core.storage.log_store import LogStore
 from folkmoot.core.storage.writer import StorageWriter
 

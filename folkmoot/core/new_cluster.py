@@ -29,11 +29,10 @@ from folkmoot.core.config import Member
 from folkmoot.core.errors import StorageCorrupt
 from folkmoot.core.multiplexer import Multiplexer
 from folkmoot.core.prefix import RecordKey, RecordKind
+from folkmoot.core.prefix_table import ArchiveTable, Point
 from folkmoot.core.raft import Configuration
 from folkmoot.core.restore import encode_core
 from folkmoot.core.sessions import encode_restored
-from folkmoot.core.storage.archive import ArchiveTable
-from folkmoot.core.storage.manifest import Point
 from folkmoot.transport.codec import pack
 
 BUMP = 1_000_000_000

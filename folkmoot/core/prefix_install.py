@@ -23,19 +23,27 @@ from typing import Any, Protocol
 from folkmoot.core.compacting import Compacting, decode_members
 from folkmoot.core.errors import StorageCorrupt
 from folkmoot.core.multiplexer import Multiplexer
+from folkmoot.core.prefix import PrefixSource
 from folkmoot.core.prefix_receiver import PrefixReceiver
+from folkmoot.core.prefix_table import Point
 from folkmoot.core.raft import Configuration, Raft, Role
-from folkmoot.core.storage.manifest import Point
-from folkmoot.core.storage.stored_prefix import StoredPrefix
 
 RECORDS_PER_STEP = 64
 """A step restores so many records, or one block of entries."""
 
 
+class ReceivedPrefix(PrefixSource, Protocol):
+    """A prefix that was received, with consensus's own record."""
+
+    configuration: bytes
+    live_count: int | None
+    """Both are known once the records are read; this is how many entries live."""
+
+
 class InstallPort(Protocol):
     """What an install needs of the storage."""
 
-    def received(self) -> StoredPrefix:
+    def received(self) -> ReceivedPrefix:
         """The complete prefix that was received, to be read back."""
 
     def stop_compaction(self, then: Any) -> None:
@@ -73,7 +81,7 @@ class PrefixInstall:
         self.restored = 0
         """Entries so far."""
         self._steps: Iterator[int] = iter(())
-        self._source: StoredPrefix | None = None
+        self._source: ReceivedPrefix | None = None
         self._state: Multiplexer | None = None
         self._configuration: Configuration | None = None
         self._point = Point()
@@ -116,11 +124,11 @@ class PrefixInstall:
         self._steps = self._restoring(present, self._source)
         self.phase = InstallState.RESTORING
 
-    def _restoring(self, present: Multiplexer, source: StoredPrefix) -> Iterator[int]:
+    def _restoring(self, present: Multiplexer, source: ReceivedPrefix) -> Iterator[int]:
         self._state = yield from present.successor(source)
         self._configuration = self._checked(self._state, source)
 
-    def _checked(self, state: Multiplexer, source: StoredPrefix) -> Configuration:
+    def _checked(self, state: Multiplexer, source: ReceivedPrefix) -> Configuration:
         """Return the members as of the prefix. Raises StorageCorrupt: it is not what it claims."""
         point = self._point
         if (state.index, state.time) != (point.index, point.log_time):

@@ -24,12 +24,12 @@ from typing import Any
 
 from folkmoot.core.compacting import CompactionPort
 from folkmoot.core.errors import RemoteProtocolError, StorageFull
+from folkmoot.core.jobs import BeginReceiving, CheckReceived, DiscardReceived, Receive
 from folkmoot.core.prefix_events import PrefixBegun, PrefixDelayed, PrefixRefused
 from folkmoot.core.prefix_frames import CHUNK_BYTES, Ask, Chunk, Damaged, Offer, PrefixMessage
+from folkmoot.core.prefix_table import ArchiveTable, archive_id
 from folkmoot.core.raft import Raft
 from folkmoot.core.raft.trace import TraceEvent
-from folkmoot.core.storage.archive import ArchiveTable, archive_id
-from folkmoot.core.storage.jobs import BeginReceiving, CheckReceived, DiscardReceived, Receive
 from folkmoot.core.types import NodeId
 
 WINDOW_CHUNKS = 16

@@ -25,10 +25,16 @@ import attrs
 
 from folkmoot.core.allowance import BURST_S, Allowance
 from folkmoot.core.compacting import CompactionPort
+from folkmoot.core.jobs import (
+    ArchivePort,
+    CheckArchive,
+    CloseArchive,
+    OpenArchive,
+    ReadArchive,
+    Sweep,
+)
 from folkmoot.core.prefix_frames import Ask, Chunk, Damaged, Offer, PrefixMessage
 from folkmoot.core.raft import Raft, Role
-from folkmoot.core.storage.archive import Archive
-from folkmoot.core.storage.jobs import CheckArchive, CloseArchive, OpenArchive, ReadArchive, Sweep
 from folkmoot.core.types import NodeId
 
 OFFER_S = 0.5
@@ -49,7 +55,7 @@ class Sending:
     - A place is in `asks` or in `reading`, or in neither: asked for twice, it is sent once.
     """
 
-    archive: Archive
+    archive: ArchivePort
     size_bytes: int
     """Of all files of the archive."""
     heard_at: float
@@ -88,7 +94,7 @@ class PrefixSender:
         self._sendings: dict[NodeId, Sending] = {}
         """Who was answered last stands last."""
         self._is_opening = False
-        self._opened: Archive | None = None
+        self._opened: ArchivePort | None = None
         """Opened, and nobody's yet."""
         self._allowance = Allowance(bytes_per_s)
 
@@ -190,7 +196,7 @@ class PrefixSender:
             one.offered_at = now
             self._send(peer, Offer(self._raft.term, log_start, one.archive.encoded))
 
-    def _newest(self, log_start: int) -> Archive | None:
+    def _newest(self, log_start: int) -> ArchivePort | None:
         """Return an open archive that the log goes on from; have one opened where there is none."""
         for one in self._sendings.values():
             if one.archive.table.point.index >= log_start:
@@ -203,7 +209,7 @@ class PrefixSender:
             self._storage.post(OpenArchive(), self._on_opened)
         return None
 
-    def _on_opened(self, archive: Archive | None) -> None:
+    def _on_opened(self, archive: ArchivePort | None) -> None:
         assert archive is not None, f"no prefix, and the log starts at {self._raft.log.start_index}"
         self._is_opening = False
         self._opened = archive
@@ -214,7 +220,7 @@ class PrefixSender:
         if all(one.archive is not archive for one in self._sendings.values()):
             self._close(archive)
 
-    def _close(self, archive: Archive) -> None:
+    def _close(self, archive: ArchivePort) -> None:
         self._storage.post(CloseArchive(archive), lambda _: None)
         self._storage.post(Sweep(), lambda _: None)
 

@@ -42,6 +42,7 @@ from folkmoot.core.forwarding import (
 )
 from folkmoot.core.front import Front
 from folkmoot.core.intake import Intake
+from folkmoot.core.jobs import Sweep
 from folkmoot.core.multiplexer import Applied, Multiplexer
 from folkmoot.core.prefix_events import PrefixTaken
 from folkmoot.core.prefix_exchange import PrefixExchange, PrefixPort
@@ -52,7 +53,6 @@ from folkmoot.core.reading import ReadDesk
 from folkmoot.core.requests import FrameType
 from folkmoot.core.room import Room, Shortage
 from folkmoot.core.routing import Counts, Router
-from folkmoot.core.storage.jobs import Sweep
 from folkmoot.core.types import NodeId
 
 APPLY_BYTES_PER_TURN = 1 << 20

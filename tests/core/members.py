@@ -19,6 +19,7 @@ from folkmoot.core.batch import Batch, Group, Kind
 from folkmoot.core.config import Member as MemberConfig
 from folkmoot.core.config import NodeConfig, StorageConfig
 from folkmoot.core.errors import StorageFull
+from folkmoot.core.jobs import Job
 from folkmoot.core.machine import Registry
 from folkmoot.core.multiplexer import Multiplexer
 from folkmoot.core.prefix import Frozen
@@ -28,7 +29,6 @@ from folkmoot.core.requests import encode_commands
 from folkmoot.core.restart import recovered_raft, restored
 from folkmoot.core.sessions import encode_open
 from folkmoot.core.storage.compaction import Compaction
-from folkmoot.core.storage.jobs import Job
 from folkmoot.core.storage.log_store import Identity, LogStore
 from folkmoot.core.storage.memory import MemoryFiles
 from folkmoot.core.storage.stored_prefix import StoredPrefix

@@ -13,9 +13,9 @@ from folkmoot.core import compacting
 from folkmoot.core.compacting import RETRY_S, TRIM_S, Compacting
 from folkmoot.core.config import StorageConfig
 from folkmoot.core.errors import StorageFull
+from folkmoot.core.jobs import Job, Roll, Sweep, Trim
 from folkmoot.core.prefix import Frozen, RecordKind
 from folkmoot.core.prefix_events import PrefixTaken
-from folkmoot.core.storage.jobs import Job, Roll, Sweep, Trim
 from tests.core.members import STORAGE, Members, OneMember
 from tests.core.scratch import Client, Log
 from tests.core.transfers import isolated

@@ -18,9 +18,9 @@ from folkmoot.core import housekeeping
 from folkmoot.core.config import StorageConfig
 from folkmoot.core.errors import StorageCorrupt, StorageError, StorageFull
 from folkmoot.core.housekeeping import Housekeeping, Pace
+from folkmoot.core.jobs import Roll, StorePort, Sweep
 from folkmoot.core.prefix import Ledger
-from folkmoot.core.storage.jobs import Roll, Sweep
-from folkmoot.core.storage.log_store import HardState, LogStore
+from folkmoot.core.storage.log_store import HardState
 from folkmoot.core.storage.memory import MemoryFiles
 from folkmoot.core.storage.writer import StorageWriter
 from tests.core.storage.history import Compactor, contents, equal
@@ -108,7 +108,7 @@ class Say:
     gate: threading.Event | None = None
     begun: threading.Event | None = None
 
-    def run(self, store: LogStore) -> str:
+    def run(self, store: StorePort) -> str:
         if self.begun is not None:
             self.begun.set()
         if self.gate is not None:
@@ -123,7 +123,7 @@ class Fail:
     exclusive: ClassVar[bool] = False
     error: Exception
 
-    def run(self, store: LogStore) -> None:
+    def run(self, store: StorePort) -> None:
         raise self.error
 
 

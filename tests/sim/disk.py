@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from folkmoot.core.batch import Batch
 from folkmoot.core.config import StorageConfig
-from folkmoot.core.errors import StorageCorrupt, StorageError
+from folkmoot.core.errors import StorageCorrupt, StorageError, StorageFull
+from folkmoot.core.jobs import Job
 from folkmoot.core.prefix import Frozen
 from folkmoot.core.raft import Write
-from folkmoot.core.storage.jobs import Job
 from folkmoot.core.storage.log_store import Identity, LogStore
 from folkmoot.core.storage.memory import MemoryFiles, PowerCut
 from folkmoot.core.storage.stored_prefix import StoredPrefix
@@ -191,6 +191,8 @@ class SimDisk:
         if isinstance(error, PowerCut):
             self.member.world.trace.count("crashes inside a disk operation")
             self.member.crash(power_cut=True)
-        else:
+        elif isinstance(error, StorageFull) or "injected" in str(error):
             self.member.world.trace.count("disks failed")
             self.member.crash(power_cut=False)
+        else:
+            raise error

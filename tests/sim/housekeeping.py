@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from folkmoot.core.errors import StorageError, StorageFull
+from folkmoot.core.jobs import BeginReceiving, Job, ReadArchive, Receive, Sweep, Trim
 from folkmoot.core.prefix import Frozen
 from folkmoot.core.storage.compaction import Compaction
 from folkmoot.core.storage.incoming import SUBDIR
-from folkmoot.core.storage.jobs import BeginReceiving, Job, ReadArchive, Receive, Sweep, Trim
 from folkmoot.core.storage.memory import PowerCut
 
 if TYPE_CHECKING:

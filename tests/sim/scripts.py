@@ -206,3 +206,29 @@ def disks_that_run_low(world: Simulation) -> None:
 
     world.nemesis.start()
     change()
+
+
+def left_behind_while_it_compacts(world: Simulation) -> None:
+    """E3, E9: a follower that is cut off begins to compact; then only a prefix can help it.
+
+    The leader compacts meanwhile until its log does not reach back to the follower's end.
+    """
+
+    def cut() -> None:
+        leader, (behind, other) = parts(world)
+        number = world.network.block(way for one in (leader, other) for way in both(behind, one))
+
+        def is_out_of_reach() -> bool:
+            if leader.is_up and not world.is_healing:
+                leader.replica.compacting.want(leader.multiplexer.index)
+                leader.wake()
+            return leader.raft.log.start_index > behind.raft.last_index
+
+        def go_on() -> None:
+            behind.replica.compacting.want(behind.multiplexer.index)
+            behind.wake()
+            world.network.unblock(number)
+
+        catch(world, is_out_of_reach, go_on)
+
+    world.scheduler.at(2.0, cut)

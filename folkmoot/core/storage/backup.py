@@ -31,7 +31,7 @@ from typing import Any, cast
 import attrs
 
 from folkmoot.core.errors import RemoteProtocolError, StorageCorrupt, StorageError
-from folkmoot.core.storage.archive import ArchiveTable, archive_id
+from folkmoot.core.prefix_table import ArchiveTable, archive_id
 from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.prefix_file import read_records, verified_bytes
 from folkmoot.core.storage.stored_prefix import StoredPrefix

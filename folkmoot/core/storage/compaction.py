@@ -35,9 +35,9 @@ import attrs
 from folkmoot.core.batch import COMMANDS_HEADER, Batch, Kind
 from folkmoot.core.config import StorageConfig
 from folkmoot.core.prefix import Frozen, Ledger, RecordKey
+from folkmoot.core.prefix_table import PrefixFileEntry
 from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.items_output import ItemsOutput
-from folkmoot.core.prefix_table import PrefixFileEntry
 from folkmoot.core.storage.operation_spans import OperationSpans
 from folkmoot.core.storage.prefix_blocks import ItemsBlock
 from folkmoot.core.storage.prefix_file import SUBDIR, read_items

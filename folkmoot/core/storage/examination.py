@@ -16,16 +16,11 @@ from collections.abc import Iterator
 import attrs
 
 from folkmoot.core.errors import StorageError
+from folkmoot.core.prefix_table import FileKind, PrefixFileEntry
 from folkmoot.core.storage import hard_state, manifest
 from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.hard_state import HardState, Slot
-from folkmoot.core.storage.manifest import (
-    FileKind,
-    Manifest,
-    PrefixFileEntry,
-    SegmentEntry,
-    decode_manifest,
-)
+from folkmoot.core.storage.manifest import Manifest, SegmentEntry, decode_manifest
 from folkmoot.core.storage.prefix_file import file_name, read_items, read_records, verified_bytes
 from folkmoot.core.storage.recovery import any_but_zero, highest_claim, walk
 from folkmoot.core.storage.segment import SUBDIR, Segment, first_index_of, segment_name

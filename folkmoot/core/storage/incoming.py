@@ -25,9 +25,8 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from folkmoot.core.errors import RemoteProtocolError, StorageCorrupt
-from folkmoot.core.storage.archive import ArchiveFile, ArchiveTable, archive_id
+from folkmoot.core.prefix_table import ArchiveFile, ArchiveTable, PrefixFileEntry, archive_id
 from folkmoot.core.storage.files import Files
-from folkmoot.core.storage.manifest import PrefixFileEntry
 from folkmoot.core.storage.prefix_file import SUBDIR as PREFIX
 from folkmoot.core.storage.prefix_file import file_name, read_header, verified_bytes
 from folkmoot.core.storage.prefix_store import PrefixStore

@@ -8,8 +8,8 @@ Who drives it: `compaction`.
 
 from __future__ import annotations
 
+from folkmoot.core.prefix_table import FileKind
 from folkmoot.core.storage.files import Files
-from folkmoot.core.storage.manifest import FileKind
 from folkmoot.core.storage.prefix_blocks import (
     BLOCK_BYTES,
     ENTRY_BYTES,

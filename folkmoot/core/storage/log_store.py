@@ -37,6 +37,7 @@ from folkmoot.core.batch import Batch
 from folkmoot.core.config import StorageConfig
 from folkmoot.core.errors import StorageError
 from folkmoot.core.prefix import Frozen
+from folkmoot.core.prefix_table import Point
 from folkmoot.core.storage.archive import Archive
 from folkmoot.core.storage.compaction import Compaction, merged
 from folkmoot.core.storage.counters import Counters
@@ -45,7 +46,6 @@ from folkmoot.core.storage.files import Files, without_sync
 from folkmoot.core.storage.hard_state import HardState
 from folkmoot.core.storage.incoming import Incoming
 from folkmoot.core.storage.log_reading import read_batches
-from folkmoot.core.storage.manifest import Point
 from folkmoot.core.storage.prefix_store import PrefixStore
 from folkmoot.core.storage.recovery import Identity, Recovered, open_directory
 from folkmoot.core.storage.segment import Segment

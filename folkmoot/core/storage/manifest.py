@@ -31,13 +31,13 @@ Who drives it: `LogStore` and recovery.
 
 from __future__ import annotations
 
-import enum
 import struct
 import zlib
 
 import attrs
 
 from folkmoot.core.errors import StorageCorrupt, StorageError
+from folkmoot.core.prefix_table import BEGINNING, FileKind, Point, PrefixFileEntry, check_files
 from folkmoot.core.storage.files import Files
 
 NAME = "MANIFEST"
@@ -63,35 +63,6 @@ class SegmentEntry:
     chain: int = 0
 
 
-class FileKind(enum.IntEnum):
-    """What a prefix file holds. The numbers are on disk."""
-
-    ITEMS = 1
-    STATE = 2
-
-
-@attrs.frozen
-class PrefixFileEntry:
-    """One file of the compacted prefix: what lives of the entries `first_index`..`last_index`."""
-
-    kind: FileKind
-    file_id: int
-    first_index: int
-    last_index: int
-    end: int
-    """Its size in bytes."""
-    chain: int
-
-
-@attrs.frozen
-class Point:
-    """A place in the log: an entry, with its term and log time."""
-
-    index: int = 0
-    term: int = 0
-    log_time: int = 0
-
-
 @attrs.frozen
 class Manifest:
     """The whole content.
@@ -109,8 +80,8 @@ class Manifest:
     node_id: int
     bootstrap: bytes
     segments: tuple[SegmentEntry, ...]
-    compaction: Point = Point()
-    start: Point = Point()
+    compaction: Point = BEGINNING
+    start: Point = BEGINNING
     files: tuple[PrefixFileEntry, ...] = ()
     epoch: int = 0
     """How often this cluster's state was restored from a backup."""
@@ -119,7 +90,7 @@ class Manifest:
 
     def check(self) -> str:
         """Return what is wrong with it; empty if nothing."""
-        return self._check_segments() or self.check_files()
+        return self._check_segments() or self._check_files()
 
     def _check_segments(self) -> str:
         if not self.segments:
@@ -142,26 +113,11 @@ class Manifest:
             return f"the prefix ends at {index}, where no segment does"
         return ""
 
-    def check_files(self) -> str:
-        """Return what is wrong with the prefix and its files; empty if nothing."""
+    def _check_files(self) -> str:
         index = self.compaction.index
         if self.start.index > index:
             return f"the log starts behind {self.start.index}, the prefix ends at {index}"
-        if not index:
-            return f"prefix files {self.files} without a prefix" if self.files else ""
-        state, *items = self.files or (None,)
-        if state is None or state.kind is not FileKind.STATE or state.last_index != index:
-            return f"the first prefix file {state} is not the state of index {index}"
-        last_index = 0
-        for entry in items:
-            if entry.kind is not FileKind.ITEMS or not (
-                last_index < entry.first_index <= entry.last_index <= index
-            ):
-                return f"items file {entry} behind index {last_index}"
-            last_index = entry.last_index
-        if len({entry.file_id for entry in self.files}) != len(self.files):
-            return "a prefix file is listed twice"
-        return ""
+        return check_files(index, self.files)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -33,8 +33,8 @@ from collections.abc import Iterator
 import attrs
 
 from folkmoot.core.errors import StorageCorrupt, StorageError
+from folkmoot.core.prefix_table import FILE_HEADER_BYTES, FileKind, PrefixFileEntry
 from folkmoot.core.storage.files import Files
-from folkmoot.core.storage.manifest import FileKind, PrefixFileEntry
 from folkmoot.core.storage.prefix_blocks import (
     CRC_FROM,
     ITEMS_BLOCK,
@@ -48,7 +48,7 @@ from folkmoot.core.storage.prefix_blocks import (
 from folkmoot.core.storage.segment import RECORD_BYTES, corrupt, decode_record, encode_record
 
 SUBDIR = "prefix"
-HEADER_BYTES = 128
+HEADER_BYTES = FILE_HEADER_BYTES
 LIVENESS = 5
 """Kind of the records that are the storage's own."""
 _READ_BYTES = 1 << 20

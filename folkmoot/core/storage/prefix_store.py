@@ -17,8 +17,9 @@ import itertools
 import threading
 from collections.abc import Sequence
 
+from folkmoot.core.prefix_table import FileKind, PrefixFileEntry
 from folkmoot.core.storage.files import Files
-from folkmoot.core.storage.manifest import FileKind, Manifest, PrefixFileEntry
+from folkmoot.core.storage.manifest import Manifest
 from folkmoot.core.storage.prefix_file import SUBDIR, file_name
 from folkmoot.core.storage.stored_prefix import ItemsFile, StoredPrefix, file_names
 

@@ -17,17 +17,11 @@ import attrs
 from folkmoot.core.batch import Batch
 from folkmoot.core.errors import StorageCorrupt
 from folkmoot.core.prefix import RecordKey
+from folkmoot.core.prefix_table import FileKind, Point, PrefixFileEntry
 from folkmoot.core.storage.backup import Backup
 from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.hard_state import HardState, HardStateFile
-from folkmoot.core.storage.manifest import (
-    FileKind,
-    Manifest,
-    Point,
-    PrefixFileEntry,
-    SegmentEntry,
-    replace_manifest,
-)
+from folkmoot.core.storage.manifest import Manifest, SegmentEntry, replace_manifest
 from folkmoot.core.storage.prefix_blocks import encode_records
 from folkmoot.core.storage.prefix_file import SUBDIR, PrefixFileWriter, file_name
 from folkmoot.core.storage.recovery import Identity, start_segment

@@ -49,8 +49,9 @@ from collections.abc import Iterator
 
 from folkmoot.core.batch import Batch, decode_batch
 from folkmoot.core.errors import StorageCorrupt, StorageError
+from folkmoot.core.prefix_table import Point
 from folkmoot.core.storage.files import Files
-from folkmoot.core.storage.manifest import Point, SegmentEntry
+from folkmoot.core.storage.manifest import SegmentEntry
 
 SUBDIR = "log"
 HEADER_BYTES = 512

@@ -15,8 +15,8 @@ import heapq
 from collections.abc import Iterator, Mapping, Sequence
 
 from folkmoot.core.prefix import Frozen, RecordKey
+from folkmoot.core.prefix_table import FileKind, PrefixFileEntry
 from folkmoot.core.storage.files import Files
-from folkmoot.core.storage.manifest import FileKind, PrefixFileEntry
 from folkmoot.core.storage.prefix_blocks import (
     BLOCK_BYTES,
     RECORD_HEAD_BYTES,

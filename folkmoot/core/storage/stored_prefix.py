@@ -24,8 +24,8 @@ import attrs
 
 from folkmoot.core.errors import RemoteProtocolError, StorageCorrupt
 from folkmoot.core.prefix import ONE, Items, RecordKind
-from folkmoot.core.storage.files import Files
 from folkmoot.core.prefix_table import PrefixFileEntry
+from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.prefix_blocks import ENTRY_BYTES, ItemsBlock, Record, decode_parts
 from folkmoot.core.storage.prefix_file import (
     HEADER_BYTES,

@@ -8,9 +8,9 @@ import attrs
 
 from folkmoot.core.batch import Batch, Group, Kind, encode_batch
 from folkmoot.core.config import StorageConfig
+from folkmoot.core.prefix_table import Point
 from folkmoot.core.storage.files import Files
 from folkmoot.core.storage.log_store import HardState, Identity, LogStore
-from folkmoot.core.storage.manifest import Point
 from folkmoot.core.types import NodeId
 
 Disk = Callable[[], Files]

@@ -14,8 +14,8 @@ import pytest
 
 from folkmoot.core.batch import Group, Kind, encode_batch
 from folkmoot.core.errors import StorageCorrupt, StorageError
+from folkmoot.core.prefix_table import Point
 from folkmoot.core.storage.log_store import LogStore
-from folkmoot.core.storage.manifest import Point
 from folkmoot.core.storage.memory import MemoryFiles
 from tests.core.storage.history import Compactor, contents, equal
 from tests.core.storage.support import SMALL, Write, open_log

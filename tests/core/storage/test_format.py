@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from folkmoot.core.batch import COMMANDS_HEADER, Batch, Group, Kind, encode_batch
 from folkmoot.core.errors import StorageCorrupt, StorageError
 from folkmoot.core.prefix import Frozen, Ledger, RecordKey
+from folkmoot.core.prefix_table import FileKind, Point, PrefixFileEntry
 from folkmoot.core.storage import hard_state, manifest
 from folkmoot.core.storage.log_store import HardState, LogStore
-from folkmoot.core.storage.manifest import FileKind, Manifest, Point, PrefixFileEntry, SegmentEntry
+from folkmoot.core.storage.manifest import Manifest, SegmentEntry
 from folkmoot.core.storage.memory import MemoryFiles
 from folkmoot.core.storage.recovery import highest_claim
 from folkmoot.core.storage.segment import decode_record, encode_record, read_batch, segment_name
@@ -192,7 +193,7 @@ def test_a_manifest_checks_its_segments(entries: tuple[SegmentEntry, ...], wrong
 @pytest.mark.parametrize(
     ("start", "index", "files", "wrong"),
     [
-        (10, 20, (), "the first prefix file None is not the state of index 20"),
+        (10, 20, (), "no files for index 20"),
         (10, 30, (STATE,), "is not the state of index 30"),
         (10, 20, (ITEMS, STATE), "is not the state of index 20"),
         (10, 25, (attrs.evolve(STATE, last_index=25),), "ends at 25, where no segment does"),

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 
 from folkmoot.core.errors import RemoteProtocolError, StorageCorrupt, StorageError
 from folkmoot.core.prefix import Frozen, Ledger
+from folkmoot.core.prefix_table import ArchiveTable, FileKind, Point, PrefixFileEntry
 from folkmoot.core.storage import manifest
-from folkmoot.core.storage.archive import ArchiveTable
 from folkmoot.core.storage.compaction import Compaction
 from folkmoot.core.storage.log_store import LogStore
-from folkmoot.core.storage.manifest import FileKind, Point, PrefixFileEntry
 from folkmoot.core.storage.memory import MemoryFiles
 from folkmoot.core.storage.prefix_blocks import (
     CRC_FROM,

@@ -27,8 +27,8 @@ import pytest
 from folkmoot.core.batch import Batch, Group, Kind, encode_batch
 from folkmoot.core.config import StorageConfig
 from folkmoot.core.errors import StorageError
+from folkmoot.core.prefix_table import Point
 from folkmoot.core.storage.log_store import HardState, Identity, LogStore
-from folkmoot.core.storage.manifest import Point
 from folkmoot.core.storage.memory import MemoryFiles
 from folkmoot.core.types import NodeId
 

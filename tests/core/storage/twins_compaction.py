@@ -13,11 +13,10 @@ from unittest import mock
 import attrs
 
 from folkmoot.core.prefix import Frozen, Ledger, RecordKey
+from folkmoot.core.prefix_table import ArchiveFile, PrefixFileEntry
 from folkmoot.core.storage import incoming, log_store, state_file
-from folkmoot.core.prefix_table import ArchiveFile
 from folkmoot.core.storage.compaction import Compaction, merged
 from folkmoot.core.storage.incoming import Incoming
-from folkmoot.core.prefix_table import PrefixFileEntry
 from folkmoot.core.storage.prefix_blocks import ItemsBlock, Record
 from folkmoot.core.storage.prefix_file import PrefixFileWriter
 from folkmoot.core.storage.prefix_store import PrefixStore

@@ -1,9 +1,10 @@
 """What is asked of the storage beside writing and reading the log: each job as a value.
 
-What it is: the small things that the server's loop wants done elsewhere than in a turn, as each
-waits for the disk. What it is not: a compaction, which takes many steps (`compaction`).
+Pure: no I/O, no clock, no randomness of its own: a job says what to call of the storage. These are
+the small things that the server's loop wants done elsewhere than in a turn, as each waits for the
+disk. A compaction is none: it takes many steps (core/storage/compaction.py).
 
-Who drives it: the server's loop posts them; `core/housekeeping.py`, or the simulator, runs them.
+The server's loop posts them; `core/housekeeping.py`, or the simulator, runs them.
 """
 
 from __future__ import annotations
@@ -13,8 +14,88 @@ from typing import Any, ClassVar, Protocol
 import attrs
 
 from folkmoot.core.errors import StorageFull
-from folkmoot.core.storage.archive import Archive
-from folkmoot.core.storage.log_store import LogStore
+from folkmoot.core.prefix_table import ArchiveTable
+
+
+class ArchivePort(Protocol):
+    """A prefix that is being read by somebody (core/storage/archive.py)."""
+
+    table: ArchiveTable
+    encoded: bytes
+    """The table's bytes."""
+    id: bytes
+
+    def read(self, file_number: int, offset: int, size_bytes: int) -> bytes:
+        """Return bytes of a file."""
+        ...
+
+    def check(self, file_number: int) -> None:
+        """Verify a whole file."""
+        ...
+
+    def close(self) -> None:
+        """Let the files go."""
+        ...
+
+
+class IncomingPort(Protocol):
+    """A prefix that is being received (core/storage/incoming.py)."""
+
+    have: list[int]
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes that are still to come."""
+        ...
+
+    def begin(self, encoded: bytes) -> None:
+        """Receive the archive with this table."""
+        ...
+
+    def write(self, file_number: int, offset: int, data: bytes) -> Any:
+        """Take bytes of a file."""
+        ...
+
+    def drop(self, file_number: int) -> None:
+        """Remove what is here of a file."""
+        ...
+
+    def check(self) -> list[int]:
+        """Verify everything, and remove what is damaged."""
+        ...
+
+    def discard(self) -> None:
+        """Remove everything."""
+        ...
+
+
+class StorePort(Protocol):
+    """What jobs call of the storage (core/storage/log_store.py)."""
+
+    @property
+    def incoming(self) -> IncomingPort:
+        """What is being received."""
+        ...
+
+    def roll(self) -> None:
+        """Seal the active segment."""
+        ...
+
+    def trim(self, index: int) -> None:
+        """Give up the log up to an index."""
+        ...
+
+    def sweep(self) -> None:
+        """Remove files that nobody needs."""
+        ...
+
+    def archive(self) -> ArchivePort | None:
+        """Pin the prefix."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Bytes that are free on the disk."""
+        ...
 
 
 class Job(Protocol):
@@ -23,7 +104,7 @@ class Job(Protocol):
     exclusive: ClassVar[bool]
     """Whether it changes what the log's writer changes, so that the writer must stand still."""
 
-    def run(self, store: LogStore) -> Any:
+    def run(self, store: StorePort) -> Any:
         """Do it; what it returns goes to whoever posted it."""
         ...
 
@@ -34,7 +115,7 @@ class Roll:
 
     exclusive: ClassVar[bool] = True
 
-    def run(self, store: LogStore) -> None:
+    def run(self, store: StorePort) -> None:
         """Do it."""
         store.roll()
 
@@ -46,7 +127,7 @@ class Trim:
     exclusive: ClassVar[bool] = True
     index: int
 
-    def run(self, store: LogStore) -> None:
+    def run(self, store: StorePort) -> None:
         """Do it."""
         store.trim(self.index)
 
@@ -57,7 +138,7 @@ class Sweep:
 
     exclusive: ClassVar[bool] = False
 
-    def run(self, store: LogStore) -> None:
+    def run(self, store: StorePort) -> None:
         """Do it."""
         store.sweep()
 
@@ -72,7 +153,7 @@ class OpenArchive:
 
     exclusive: ClassVar[bool] = False
 
-    def run(self, store: LogStore) -> Archive | None:
+    def run(self, store: StorePort) -> ArchivePort | None:
         """Do it."""
         return store.archive()
 
@@ -82,12 +163,12 @@ class ReadArchive:
     """Read some bytes of a file of an archive."""
 
     exclusive: ClassVar[bool] = False
-    archive: Archive
+    archive: ArchivePort
     file_number: int
     offset: int
     size_bytes: int
 
-    def run(self, store: LogStore) -> bytes:
+    def run(self, store: StorePort) -> bytes:
         """Do it."""
         return self.archive.read(self.file_number, self.offset, self.size_bytes)
 
@@ -100,10 +181,10 @@ class CheckArchive:
     """
 
     exclusive: ClassVar[bool] = False
-    archive: Archive
+    archive: ArchivePort
     file_number: int
 
-    def run(self, store: LogStore) -> None:
+    def run(self, store: StorePort) -> None:
         """Do it."""
         self.archive.check(self.file_number)
 
@@ -118,9 +199,9 @@ class CloseArchive:
     """
 
     exclusive: ClassVar[bool] = False
-    archive: Archive
+    archive: ArchivePort
 
-    def run(self, store: LogStore) -> None:
+    def run(self, store: StorePort) -> None:
         """Do it."""
         self.archive.close()
 
@@ -135,7 +216,7 @@ class BeginReceiving:
     exclusive: ClassVar[bool] = False
     table: bytes = attrs.field(repr=False)
 
-    def run(self, store: LogStore) -> list[int] | StorageFull:
+    def run(self, store: StorePort) -> list[int] | StorageFull:
         """Do it."""
         incoming = store.incoming
         try:
@@ -161,7 +242,7 @@ class Receive:
     offset: int
     data: bytes = attrs.field(repr=False)
 
-    def run(self, store: LogStore) -> int | StorageFull:
+    def run(self, store: StorePort) -> int | StorageFull:
         """Do it."""
         try:
             store.incoming.write(self.file_number, self.offset, self.data)
@@ -177,7 +258,7 @@ class CheckReceived:
 
     exclusive: ClassVar[bool] = False
 
-    def run(self, store: LogStore) -> list[int]:
+    def run(self, store: StorePort) -> list[int]:
         """Do it."""
         return store.incoming.check()
 
@@ -188,6 +269,6 @@ class DiscardReceived:
 
     exclusive: ClassVar[bool] = False
 
-    def run(self, store: LogStore) -> None:
+    def run(self, store: StorePort) -> None:
         """Do it."""
         store.incoming.discard()
