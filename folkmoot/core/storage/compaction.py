@@ -148,25 +148,33 @@ class Compaction:
         """Note in the files, and for the log in `_dead` and `_dead_parts`, what is superseded."""
         ledger = self._frozen.ledger
         firsts = [one.entry.first_index for one in self._old]
-        found: dict[int, list[tuple[int, int]]] = {}
+        found: dict[int, list[int]] = {at: [] for at in range(-1, len(firsts))}
+        parts: dict[int, list[tuple[int, int]]] = {}
         for chunk in _chunks(ledger.superseded):
             for index in chunk:
                 if index > self.after:
                     self._dead.add(index)
                 else:
-                    found.setdefault(bisect_right(firsts, index) - 1, []).append((index, 0))
+                    found[bisect_right(firsts, index) - 1].append(index)
             yield
-        for parts in _chunks(ledger.superseded_parts):
-            for index, ordinal in parts:
+        for some in _chunks(ledger.superseded_parts):
+            for index, ordinal in some:
                 if index > self.after:
                     self._dead_parts.setdefault(index, set()).add(ordinal)
                 else:
-                    found.setdefault(bisect_right(firsts, index) - 1, []).append((index, ordinal))
+                    at = bisect_right(firsts, index) - 1
+                    parts.setdefault(at, []).append((index, ordinal))
             yield
-        for at, items in sorted(found.items()):
-            assert at >= 0, f"{items[0]} died, and no file is from an index so low: {firsts[:1]}"
-            self._old[at] = one = self._old[at].copy()
-            for some in _chunks(items):
+        unknown = found.pop(-1) + [index for index, _ in parts.pop(-1, ())]
+        assert not unknown, f"{unknown[0]} died, and no file is from an index so low: {firsts[:1]}"
+        for at, one in enumerate(self._old):
+            if not (found[at] or at in parts):
+                continue
+            self._old[at] = one = one.copy()
+            for indexes in _chunks(found[at]):
+                one.supersede_all(indexes)
+                yield
+            for some in _chunks(parts.get(at, ())):
                 for index, ordinal in some:
                     one.supersede(_position(one, index), ordinal)
                 yield
@@ -320,20 +328,24 @@ class Compaction:
     ) -> None:
         """Copy some entries of one client's frame, whose first entry is `first`."""
         ledger, deleted = self._frozen.ledger, self._deleted
-        block = ItemsBlock.empty()
-        for index in chunk:
-            reference, data = spans.take(index - first)
-            resource = ledger.named[index] if reference is None else reference
-            if resource in deleted:
-                continue
-            if index in ledger.retained_many:
-                block.parts[len(block)] = mask = self._mask(index)
-                data = self._trimmed(resource, data, mask)
-            block.indexes.append(index)
-            block.resources.append(resource)
-            block.operations.append(data)
+        taken = [spans.take(index - first) for index in chunk]
+        resources = [reference for reference, _ in taken]
+        operations = [data for _, data in taken]
+        block = ItemsBlock(array("Q", chunk), [], array("Q"), array("Q"), operations, {})
+        if None in resources:
+            for at, reference in enumerate(resources):
+                if reference is None:
+                    resources[at] = ledger.named[chunk[at]]
+        block.resources.extend(resources)  # type: ignore[arg-type]
+        if ledger.retained_many:
+            for at, index in enumerate(chunk):
+                if index in ledger.retained_many:
+                    block.parts[at] = mask = self._mask(index)
+                    operations[at] = self._trimmed(block.resources[at], operations[at], mask)
         block.times = [time] * len(block)
         block.sessions = array("Q", [session]) * len(block)
+        if deleted and not deleted.isdisjoint(resources):
+            block = block.select([resource not in deleted for resource in resources])
         self._output.extend(block)
 
 

@@ -32,7 +32,9 @@ class OperationSpans:
         start = parser.tell()
         fields = parser.read_array_header()
         reference = parser.unpack()
-        for _ in range(fields - 1):
-            parser.skip()
+        parser.skip()
+        parser.skip()
+        if fields != 3:
+            parser.skip()  # a fence
         data = self._data[start : parser.tell()]
         return (reference if type(reference) is int else None), data

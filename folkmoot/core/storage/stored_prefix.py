@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import zlib
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
 from operator import le
@@ -88,6 +89,23 @@ class ItemsFile:
         self.live_bytes += size_bytes
         self.live_count += len(sizes)
 
+    def supersede_all(self, indexes: Sequence[int]) -> None:
+        """Note that the items 0 of these entries are dead. The bulk of a compaction's marking."""
+        own, alive, sizes, parts = self.indexes, self.alive, self.sizes, self.parts
+        dead_bytes = dead_count = 0
+        for index in indexes:
+            position = bisect_left(own, index)
+            if parts and position in parts:
+                self.supersede(position, 0)
+                continue
+            assert own[position] == index, f"{index} died, {self.name} has {own[position]} there"
+            assert alive[position], f"entry {index} died twice"
+            alive[position] = 0
+            dead_bytes += sizes[position]
+            dead_count += 1
+        self.live_bytes -= dead_bytes
+        self.live_count -= dead_count
+
     def supersede(self, position: int, ordinal: int) -> None:
         """Note that an item is dead, and its entry with the last one."""
         mask = self.parts.get(position)
@@ -96,7 +114,7 @@ class ItemsFile:
         else:
             assert mask[ordinal], f"item {self.indexes[position]}.{ordinal} died twice"
             left = mask[:ordinal] + b"\0" + mask[ordinal + 1 :]
-            if any(left):
+            if b"\1" in left:  # a search at the speed of memory; `any` is none
                 before = self._live_bytes_of(position)
                 self.parts[position] = left
                 self.live_bytes -= before - self._live_bytes_of(position)
