@@ -210,6 +210,27 @@ def test_what_was_frozen_for_one_that_was_stopped_goes_into_the_next(
     assert bench.store.compaction.index == bench.history.history.index
 
 
+def test_what_was_frozen_of_a_state_that_was_replaced_is_forgotten(
+    bench: Bench, sleeps: pytest.MonkeyPatch
+) -> None:
+    """A prefix that reaches further was installed meanwhile: what died then would die again."""
+    frozen = bench.freeze()
+    bench.thread.compact(frozen, bench.then("compacted"))
+    bench.thread.stop_compaction(bench.then("stopped"))
+    bench.until(2)
+    sleeps.undo()
+    with bench.writer.standing_still():
+        bench.history.write(20)
+        bench.store.roll()
+        compaction = bench.store.compact([frozen, bench.history.history.freeze()])
+        for _ in compaction.steps():
+            pass
+        bench.store.install(compaction)
+    bench.compact(30)
+    assert bench.until(3)[-1][1]
+    bench.check()
+
+
 def test_a_full_disk_ends_a_compaction_and_keeps_what_was_frozen(bench: Bench) -> None:
     bench.compact(60, failing=("create", StorageFull("no room")))
     assert bench.until(1) == [("compacted", None)]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 
 from folkmoot.core import compacting
 from folkmoot.core.batch import Group, Kind
 from folkmoot.core.connection import ClientConnection
-from folkmoot.core.errors import StorageCorrupt
+from folkmoot.core.errors import StorageCorrupt, StorageFull
+from folkmoot.core.jobs import BeginReceiving, Receive
 from folkmoot.core.prefix_events import (
     PrefixDelayed,
     PrefixDiscarded,
     PrefixRefused,
     PrefixTaken,
 )
+from folkmoot.core.prefix_frames import Ask, Chunk, Offer, decode_prefix, encode_prefix, is_prefix
+from folkmoot.core.prefix_table import ArchiveTable, archive_id
 from folkmoot.core.requests import (
     PROTOCOL_VERSION,
     SECRET_BYTES,
@@ -27,13 +31,14 @@ from folkmoot.core.requests import (
 from folkmoot.core.storage.stored_prefix import file_names
 from folkmoot.transport.codec import unpack
 from folkmoot.transport.frame import FrameReader
-from tests.core.members import Members, OneMember
+from tests.core.members import Members, OneMember, Wired
 from tests.core.test_connection import FakeLink
 from tests.core.transfers import (
     KEEPS_LITTLE,
     WINDOW_BYTES,
     Recorder,
     grow,
+    grown,
     halfway,
     isolated,
     set_chunk_bytes,
@@ -124,6 +129,36 @@ def test_what_is_wrong_and_whole_is_refused_after_a_second_try() -> None:
     assert len(follower.events(PrefixTaken)) == 1, "the next prefix is another"
 
 
+def test_a_state_of_another_entry_is_refused() -> None:
+    """The leader's table says one thing, and its files, which are sound, another."""
+    world = world_of()
+    ids: dict[bytes, bytes] = {}
+
+    def lie(one: Wired) -> list[Wired]:
+        if not is_prefix(one.frame_type):
+            return [one]
+        message = decode_prefix(one.frame_type, one.body)
+        if type(message) is Offer:
+            table = ArchiveTable.decode(message.table)
+            point = attrs.evolve(table.point, log_time=table.point.log_time + 1)
+            encoded = attrs.evolve(table, point=point).encode()
+            ids[archive_id(message.table)] = archive_id(encoded)
+            ids[archive_id(encoded)] = archive_id(message.table)
+            message = attrs.evolve(message, table=encoded)
+        else:
+            assert isinstance(message, Ask | Chunk)
+            message = attrs.evolve(message, archive_id=ids[message.archive_id])
+        ((frame_type, _, body),) = FrameReader(1 << 20).feed(encode_prefix(message))
+        return [attrs.evolve(one, frame_type=frame_type, body=body)]
+
+    world.pass_on = lie
+    world.run(10)
+    (said,) = world[3].events(PrefixDiscarded)
+    assert "a state of entry" in said.why
+    assert len(world[3].events(PrefixRefused)) == 1
+    assert not world[3].events(PrefixTaken)
+
+
 def grow_whole(world: Members) -> None:
     """Grow until the leader offers another prefix."""
     world.storage[1] = world.storage[2] = KEEPS_LITTLE
@@ -150,6 +185,30 @@ def test_a_full_disk_makes_a_pause() -> None:
     entries = world.leader.desk.store.prefix.entries
     again = recorder.sent_bytes() - sum(entry.end for entry in entries)
     assert again <= max(entry.end for entry in entries) + WINDOW_BYTES, "one file came again"
+
+
+@pytest.mark.parametrize("operation", ["create", "write", "sync", "rename"])
+def test_a_file_for_which_there_is_no_room_is_begun_anew(operation: str) -> None:
+    """What a sync could not write is called clean, and would be believed (bugs F2)."""
+    world = Members(disks=grown())
+    world.start(1, 3)
+    archive = world[1].desk.store.archive()
+    assert archive is not None
+    store, files = world[3].desk.store, world[3].files
+    data = archive.read(0, 0, archive.table.files[0].entry.end)
+    half = len(data) // 2
+    assert BeginReceiving(archive.encoded).run(store) == [0] * len(archive.table.files)
+    if operation not in ("create", "write"):
+        assert Receive(0, 0, data[:half]).run(store) == half
+    rest = data[half:] if store.incoming.have[0] else data
+    files.fail(operation, 1, StorageFull("no room"))
+    answer = Receive(0, len(data) - len(rest), rest).run(store)
+    assert isinstance(answer, StorageFull)
+    assert store.incoming.have[0] == 0
+    assert files.list("incoming") == ["TABLE"]
+    assert Receive(0, half, data[half:]).run(store) == 0, "it does not follow what is here"
+    assert Receive(0, 0, data).run(store) == len(data)
+    assert store.incoming.check() == []
 
 
 def test_a_prefix_for_which_there_is_no_room_is_not_begun() -> None:

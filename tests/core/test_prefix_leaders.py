@@ -9,6 +9,7 @@ import attrs
 import pytest
 
 from folkmoot.core import prefix_frames, prefix_receiver, prefix_sender
+from folkmoot.core.jobs import ReadArchive
 from folkmoot.core.prefix_events import (
     PrefixBegun,
     PrefixTaken,
@@ -156,6 +157,35 @@ def test_a_prefix_that_has_arrived_is_kept_while_there_is_no_leader() -> None:
     assert len(follower.events(PrefixTaken)) == 1
 
 
+def test_what_is_complete_stays_while_the_log_of_another_leader_goes_on_from_it() -> None:
+    world = world_of()
+    hold_in(world, "restoring")
+    follower, first = world[3], world.leader
+    first.kill()
+    second = world[3 - first.node_id]
+    first.start()
+    isolated(world, first.node_id)
+    world.until(lambda: world.leader_id == second.node_id, seconds=60)
+    world.pass_on = lambda one: [one]
+    world.run(3)
+    assert second.desk.store.prefix.entries != first.desk.store.prefix.entries
+    assert follower.replica.prefixes.install.phase == "restoring"
+    assert len(follower.events(PrefixBegun)) == 1
+
+
+def test_a_leader_keeps_what_a_follower_needs_while_that_restores_for_long() -> None:
+    """It says that it is alive, or the log that goes on from its prefix would be given up."""
+    world = world_of()
+    hold_in(world, "restoring")
+    leader = world.leader
+    index = leader.replica.prefixes.sender.oldest
+    for _ in range(4):
+        world.run(prefix_sender.SILENCE_S / 2)
+        assert leader.replica.prefixes.sender.oldest == index
+    sending = leader.replica.prefixes.status()["sending"][3]
+    assert sending["received_bytes"] == sending["size_bytes"]
+
+
 def test_an_offer_that_was_overtaken_by_a_newer_one_is_passed_over() -> None:
     """Bugs E3: 20 is being received when the offer of 10 arrives."""
     world = world_of(storage=KEEPS_LITTLE)
@@ -195,6 +225,37 @@ def test_the_files_that_are_sent_stay_while_they_are_compacted_away() -> None:
     world.run(1)
     assert not pinned(leader)
     assert {f"prefix/{name}" for name in leader.files.list("prefix")} == listed(leader)
+
+
+def test_an_archive_is_not_let_go_before_what_was_asked_of_it_is_read() -> None:
+    """The reads wait, the follower vanishes, and a compaction replaces the files."""
+    world = world_of()
+    halfway(world, 0.3)
+    leader = world.leader
+    leader.desk.holds_compactions = True
+    world[3].desk.holds_jobs = True
+    world.open()
+    for number in range(120):
+        world.put(f"key {number % 60}", [number, "," * 100])
+    assert leader.desk.compaction is not None
+    leader.desk.holds_jobs = True
+    world[3].desk.holds_jobs = False
+    world.run(1)
+    reads = [job for job, _ in leader.desk.jobs if type(job) is ReadArchive]
+    assert 0 < len(reads) <= prefix_receiver.WINDOW_CHUNKS
+    world.run(3 * prefix_receiver.AGAIN_S)
+    again = [job for job, _ in leader.desk.jobs if type(job) is ReadArchive]
+    assert again == reads, "what is asked for again while it is read is read once"
+    world[3].kill()
+    world.run(prefix_sender.SILENCE_S + 1)
+    assert leader.replica.prefixes.sender.is_idle
+    before = set(leader.files.list("prefix"))
+    leader.desk.finish_compaction()
+    assert set(leader.files.list("prefix")) > before, "nothing is removed yet"
+    leader.desk.holds_jobs = leader.desk.holds_compactions = False
+    world.run(1)
+    assert not pinned(leader)
+    assert not before <= set(leader.files.list("prefix"))
 
 
 def test_a_follower_that_vanishes_lets_the_files_go() -> None:

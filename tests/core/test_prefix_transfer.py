@@ -12,9 +12,7 @@ import attrs
 import pytest
 
 from folkmoot.core import prefix_frames
-from folkmoot.core.prefix_events import (
-    PrefixTaken,
-)
+from folkmoot.core.prefix_events import PrefixDiscarded, PrefixTaken
 from folkmoot.core.prefix_frames import Ask, Chunk, is_prefix
 from folkmoot.core.storage import incoming
 from folkmoot.core.storage.memory import PowerCut
@@ -198,6 +196,7 @@ def test_bytes_that_were_not_asked_for_change_nothing() -> None:
         deliver(world, leader, 3, chunk)
     deliver(world, 3 - leader, 3, Chunk(asked.archive_id, asked.file_number, asked.offset, data))
     world.settle()
+    assert not world[3].events(PrefixDiscarded), "not a byte of it was written"
 
 
 def test_questions_that_cannot_be_answered_are_passed_over() -> None:
