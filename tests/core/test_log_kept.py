@@ -1,4 +1,4 @@
-"""What real servers keep of their logs, for whom, and how one comes back that lacks what is gone."""
+"""What real servers keep of their logs, for whom, and how one that lacks the rest comes back."""
 
 from __future__ import annotations
 

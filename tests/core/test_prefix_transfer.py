@@ -181,22 +181,21 @@ def test_frames_may_come_in_any_order_late_or_never(seed: int) -> None:
 
 def test_bytes_that_were_not_asked_for_change_nothing() -> None:
     world = world_of()
-    recorder = Recorder(world)
     follower = world[3]
-    world.until(lambda: follower.receiving and follower.receiving["received_bytes"])
-    (asked, *_) = reversed(messages(recorder.frames, Ask))
-    leader = world.leader.node_id
-    data = bytes(asked.size_bytes)
+    receiver = follower.replica.prefixes.receiver
+    world.until(lambda: receiver._asked and receiver.received_bytes)
+    (number, offset), size_bytes = next(iter(receiver._asked.items()))
+    leader, data = world.leader.node_id, bytes(size_bytes)
     for chunk in (
-        Chunk(b"?" * 16, asked.file_number, asked.offset, data),
-        Chunk(asked.archive_id, 1 << 40, asked.offset, data),
-        Chunk(asked.archive_id, asked.file_number, 1 << 63, data),
-        Chunk(asked.archive_id, 0, 0, data),
+        Chunk(b"?" * 16, number, offset, data),
+        Chunk(receiver._id, 1 << 40, offset, data),
+        Chunk(receiver._id, number, 1 << 63, data),
+        Chunk(receiver._id, 0, 0, data),
     ):
         deliver(world, leader, 3, chunk)
-    deliver(world, 3 - leader, 3, Chunk(asked.archive_id, asked.file_number, asked.offset, data))
+    deliver(world, 3 - leader, 3, Chunk(receiver._id, number, offset, data))
     world.settle()
-    assert not world[3].events(PrefixDiscarded), "not a byte of it was written"
+    assert not follower.events(PrefixDiscarded), "not a byte of it was written"
 
 
 def test_questions_that_cannot_be_answered_are_passed_over() -> None:
