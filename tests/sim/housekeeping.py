@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from folkmoot.core.errors import StorageError, StorageFull
 from folkmoot.core.jobs import BeginReceiving, Job, ReadArchive, Receive, Sweep, Trim
 from folkmoot.core.prefix import Frozen
-from folkmoot.core.storage.compaction import Compaction
+from folkmoot.core.storage.compaction import Compaction, merged
 from folkmoot.core.storage.incoming import SUBDIR
 from folkmoot.core.storage.memory import PowerCut
 
@@ -196,10 +196,9 @@ class SimHousekeeping:
         store = self._disk.store
         assert self.compaction is None, f"a compaction to {frozen.index} during another"
         installed = store.compaction.index
-        self._frozen = [one for one in (*self._frozen, frozen) if one.index > installed]
-        if not self._frozen:
-            self._finish(then, None)
-            return
+        useful = [one for one in (*self._frozen, frozen) if one.index > installed]
+        assert useful, f"frozen at {frozen.index}, the prefix speaks for {installed}"
+        self._frozen = [merged(useful)]
         self.compaction = store.compact(self._frozen)
         self._steps = self.compaction.steps()
         self._compacted, self._phase = then, "steps"

@@ -1,8 +1,10 @@
 """Planted bugs: the product with one rule broken, for as long as a `with` block lasts.
 
-Those of consensus alone are in tests/core/raft/twins.py; here are those of the parts around it:
-storage, sessions, machines, the server's front, and the client. A check that no planted bug can
-fail proves nothing, so test_planted_bugs.py has each of them caught.
+Those of consensus alone are in tests/core/raft/twins.py, and those of the files of a prefix in
+tests/core/storage/twins_compaction.py; here are those of the parts around: the log, sessions,
+machines, the server's front, and the client; and in planted_compaction.py those of freezing,
+restoring and sending a state. A check that no planted bug can fail proves nothing, so
+test_planted_bugs.py has each of them caught.
 """
 
 from __future__ import annotations
@@ -34,16 +36,19 @@ from folkmoot.core.sessions import Session, SessionTable
 from folkmoot.core.storage.hard_state import HardStateFile
 from folkmoot.core.storage.segmented_log import SegmentedLog
 from folkmoot.primitives._seat import Claim, Seat, Tokens
+from tests.core.raft import twins_compaction
 from tests.core.raft.twins import TWINS as CORE_TWINS
 from tests.core.raft.twins import planted as core_planted
+from tests.core.storage.twins_compaction import TWINS as STORAGE_TWINS
 from tests.sim.watched import WatchedRaft
 
+assert twins_compaction.install_durable_at_once.__name__ in CORE_TWINS
 Patch = tuple[Any, str, Any]
 PLANTED: dict[str, list[Patch]] = {}
 
 
 def plants(
-    target: type, attribute: str, name: str = ""
+    target: Any, attribute: str, name: str = ""
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make the decorated function a planted bug, or a part of the one with this name."""
 
@@ -56,13 +61,13 @@ def plants(
 
 @contextlib.contextmanager
 def planted(name: str) -> Iterator[None]:
-    """Run the block with a bug of this list or of consensus's."""
+    """Run the block with a bug of this list, of consensus's or of the storage's."""
     if name == "lease_from_receipt_time":
         with _lease_from_receipt_time():
             yield
         return
-    if name in CORE_TWINS:
-        with core_planted(name):
+    if name in CORE_TWINS or name in STORAGE_TWINS:
+        with core_planted(name) if name in CORE_TWINS else STORAGE_TWINS[name]():
             yield
         return
     with contextlib.ExitStack() as stack:

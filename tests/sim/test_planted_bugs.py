@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from tests.sim import scripts
+from tests.sim import planted_compaction, scripts
 from tests.sim.options import Options
 from tests.sim.planted import PLANTED, planted
 from tests.sim.simulation import Failure, Script, simulate
@@ -51,11 +51,36 @@ BY_SEED = {
     "sequential_reads_do_not_wait": (0, "ReadsSeeTheirPast"),
     "leader_needs_no_lease": (15, "ReadsSeeTheirPast"),
     "loop_spins_without_a_leader": (0, "time stands still"),
+    "frozen_one_batch_late": (0, ""),
+    "frozen_as_it_is_by_then": (2, "OneDigest"),
+    "ledger_kept_over_a_freeze": (0, ""),
+    "changes_of_sessions_not_noted": (0, "OneDigest"),
+    "answers_not_restored": (0, "OneDigest"),
+    "events_not_restored": (0, "OneDigest"),
+    "deadlines_of_items_not_restored": (1, "OneDigest"),
+    "deadlines_left_out": (0, "OneDigest"),
+    "judged_by_what_was_superseded_later": (0, ""),
+    "parts_never_die": (0, ""),
+    "trimmed_whether_compacted_or_not": (8, ""),
+    "trimmed_beyond_the_prefix": (1, ""),
+    "log_never_given_up": (23, "Liveness"),
+    "dead_weight_is_never_dropped": (1, "DiskBounded"),
+    "replaced_files_stay": (0, "OnlyWhatIsListed"),
+    "files_that_were_read_stay": (1, "OnlyWhatIsListed"),
+    "files_that_are_read_are_removed": (1, ""),
+    "installed_before_its_files_are_durable": (2, ""),
+    "installed_before_its_names_are_durable": (2, ""),
+    "prefix_not_known_to_be_committed": (0, ""),
+    "followers_left_where_the_log_is_gone": (1, "Liveness"),
+    "files_of_another_leader_taken_for_these": (1, ""),
+    "install_durable_at_once": (1, ""),
+    "gone_over_before_it_is_durable": (1, ""),
 }
 """Bug -> the seed that is tried first, and what is to be said of it (empty: it shows in many ways).
 """
 
 QUIET = {"clients": 0, "duration_s": 6.0}
+COMPACTING = {"compacts": True, "clients": 3, "work_rate": 40, "duration_s": 12.0}
 BUSY = {"clients": 6, "burst": 1, "prefer_leader": 0.0, "duration_s": 5.0}
 BY_SCRIPT: dict[str, tuple[Script, dict[str, float], str]] = {
     "no_stickiness": (scripts.candidate_beside_a_lease, QUIET, "LeaseExcludesCommits"),
@@ -79,6 +104,16 @@ BY_SCRIPT: dict[str, tuple[Script, dict[str, float], str]] = {
         scripts.move_in_the_midst_of_commands,
         {**BUSY, "work_rate": 100, "read_part": 0.1, "session_timeout_s": 1.5, "latency_s": 0.01},
         "NeverMalformed",
+    ),
+    "compaction_goes_on_over_an_install": (
+        scripts.left_behind_while_it_compacts,
+        {**COMPACTING, "step_s": 0.1},
+        "",
+    ),
+    "lost_chunks_not_asked_for_again": (
+        scripts.left_behind_while_it_compacts,
+        {**COMPACTING, "datagrams": True, "drop": 0.2, "block_bytes": 128},
+        "Liveness",
     ),
 }
 """Bug -> the schedule, the options that go with it, and what is to be said of it."""
@@ -118,4 +153,5 @@ def test_a_script_catches(bug: str) -> None:
 
 
 def test_every_planted_bug_is_tried() -> None:
+    assert planted_compaction.frozen_one_batch_late.__name__ in PLANTED
     assert set(PLANTED) <= {*BY_SEED, *BY_SCRIPT}
