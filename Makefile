@@ -1,9 +1,11 @@
 # `make` alone lists the targets. All of them share one virtual environment, .venv, which the stamp
 # file below keeps in step with pyproject.toml; nothing is installed outside this directory.
-# Options: PYTHON=python3.12, ARGS="-k lock" (for test and bench), SEED=n or SEEDS=m (for sim).
+# Options: PYTHON=python3.12, ARGS="-k lock" (for test and bench), SEED=n or SEEDS=m (for sim),
+# COMPACTION="--keys 100000 --seconds 30" (for the second half of bench).
 
 PYTHON ?= python3
 ARGS ?=
+COMPACTION ?=
 SEED ?=
 SEEDS ?=
 
@@ -34,8 +36,9 @@ fix: $(STAMP) ## repair what ruff can, and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## measure, beside the peers that are installed
+bench: $(STAMP) ## measure, beside the peers that are installed; then with a million keys
 	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks.compaction $(COMPACTION)
 
 sim: $(STAMP) ## simulate a cluster: SEED=n replays one run, SEEDS=m runs many
 	$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS))

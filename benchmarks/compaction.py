@@ -30,8 +30,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from benchmarks.report import RESULTS
 from benchmarks.systems import NODES, Folkmoot, wait_for
+from folkmoot.core.config import StorageConfig
 from folkmoot.core.routing import TURN_BOUNDS_MS
 
 VALUE_BYTES = 100
@@ -428,21 +431,53 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         servers.processes.stop()
         shutil.rmtree(base, ignore_errors=True)
-    path = RESULTS / f"{time.strftime('%Y-%m-%d-%H%M%S', time.gmtime())}-compaction.json"
-    settings = {
-        "keys": keys,
+    return conclude(figures, settings_of(arguments, servers))
+
+
+def settings_of(arguments: argparse.Namespace, servers: Servers) -> dict[str, Any]:
+    return {
+        "keys": arguments.keys,
         "value_bytes": VALUE_BYTES,
         "writers": WRITERS,
+        "churn_s": arguments.seconds,
         "cores": os.cpu_count(),
         "python": sys.version.split()[0],
         "folkmoot": servers.version,
         "servers": servers.settings,
+        "storage": attrs.asdict(StorageConfig()),
     }
+
+
+def conclude(figures: dict[str, Any], settings: dict[str, Any]) -> int:
+    """Print the table, keep everything, and say by the status whether all was reached."""
+    churn, restart, join = figures["churn"], figures["restart"], figures["join"]
+    compacting = churn["rate_while_compacting"] / churn["rate_at_rest"]
+    joining = join["rate_during"] / join["rate_before"]
+    rows = [
+        ("disk, preallocated files too / live data", churn["disk_x_live_max"], "<", 2.5),
+        ("p99.9 of the loop's turns, ms", churn["turn_ms_p999"], "<", 20.0),
+        ("writes while compacting / at rest", round(compacting, 2), ">", 0.8),
+        ("writes with compaction / without", churn["x_control"], ">", 0.8),
+        ("restart until serving, s", restart["serving_s"], "<", 10.0),
+        ("memory after the restart / before", restart["rss_ratio"], "<", 1.3),
+        ("a member with an empty disk joins, s", join["joined_s"], "<", 60.0),
+        ("writes while it joins / before", round(joining, 2), ">", 0.7),
+    ]
+    print(f"\n| {settings['keys']:,} live keys | measured | asked |\n|---|---|---|")
+    for title, value, sign, bound in rows:
+        print(f"| {title} | {value} | {sign} {bound} |")
+    stop = figures["stop"]
+    print(
+        f"| a snapshot of everything at once, for comparison: the loop stands still, s "
+        f"| {stop['stood_still_s']} | |\n"
+    )
+    path = RESULTS / f"{time.strftime('%Y-%m-%d-%H%M%S', time.gmtime())}-compaction.json"
     for found in figures.values():
         found.pop("per_slice", None)
     path.write_text(json.dumps({"settings": settings, "figures": figures}, indent=1) + "\n")
     print(f"settings {json.dumps(settings)}\nkept in benchmarks/results/{path.name}")
-    return 0
+    missed = [title for title, value, sign, bound in rows if (value < bound) != (sign == "<")]
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
