@@ -22,7 +22,7 @@ def write(world: Members, count: int) -> None:
         world.put(f"key {world.sequence % 10}", [world.sequence, "." * 150])
 
 
-def test_a_key_that_was_deleted_does_not_come_back_on_a_member_that_was_cut_off() -> None:
+def test_bug_e9_a_key_that_was_deleted_does_not_come_back_on_a_member_that_was_cut_off() -> None:
     """Bugs E9: its tombstone is compacted and trimmed away before the member ever saw it."""
     world = Members()
     world.start()
@@ -50,7 +50,7 @@ def test_a_key_that_was_deleted_does_not_come_back_on_a_member_that_was_cut_off(
     assert "stays" in machine.things  # type: ignore[attr-defined]
 
 
-def test_a_member_that_is_away_for_a_day_does_not_hold_the_log() -> None:
+def test_bug_e10_a_member_that_is_away_for_a_day_does_not_hold_the_log() -> None:
     """Bugs E10: and it comes back by the prefix."""
     world = Members(storage=attrs.evolve(STORAGE, log_keep_bytes=10_000, log_keep_bytes_max=50_000))
     world.start()
