@@ -37,8 +37,9 @@ def frozen_one_batch_late(self: Compacting) -> None:
     late = vars(self).pop("late", None)
     if late is not None:
         freeze = state.freeze()
-        freeze.index = freeze._frozen.index = late[0]
-        core = encode_core(*late, state.sessions.floor, state.epoch)
+        index, time = late
+        freeze.index = freeze._frozen.index = index
+        core = encode_core(index, time, state.sessions.floor, state.epoch)
         freeze._frozen.records[RecordKind.CORE, 0] = core
         self._is_running = True
         self._applied_bytes = 0
