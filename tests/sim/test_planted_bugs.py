@@ -8,6 +8,7 @@ store a seed anew: the assertion says what was tried.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable
 
 import pytest
@@ -24,13 +25,13 @@ BY_SEED = {
     "acknowledged_before_fsync": (0, "AcknowledgedIsDurable"),
     "own_match_before_own_fsync": (1, "CommittedIsDurable"),
     "old_term_committed_by_counting": (1, "CommitRule"),
-    "truncates_always": (3, ""),
+    "truncates_always": (0, ""),
     "no_up_to_date_check": (0, "LeaderCompleteness"),
-    "commit_up_to_the_own_last_index": (0, ""),
+    "commit_up_to_the_own_last_index": (13, ""),
     "applied_beyond_the_own_disk": (0, "AppliedIsDurable"),
-    "durable_mark_kept_over_a_cut": (18, ""),
+    "durable_mark_kept_over_a_cut": (13, ""),
     "votes_counted_without_term_and_kind": (0, ""),
-    "lease_while_the_own_disk_lags": (15, "ReadsSeeTheirPast"),
+    "lease_while_the_own_disk_lags": (23, "ReadsSeeTheirPast"),
     "hard_state_never_written": (0, ""),
     "log_never_synced": (2, "Ledger"),
     "commands_not_deduplicated": (1, "ExactlyOnce"),
@@ -38,9 +39,9 @@ BY_SEED = {
     "retries_answered_with_null": (1, "ExactlyOnce"),
     "unknown_called_not_applied": (0, "RefusedMeansNever"),
     "expires_while_a_keep_alive_is_in": (54, "SilentWhenExpired"),
-    "silence_counts_through_elections": (4, "SilentWhenExpired"),
+    "silence_counts_through_elections": (2, "SilentWhenExpired"),
     "sessions_never_expire": (18, "Liveness"),
-    "local_deadline_from_receipt": (9, ""),
+    "local_deadline_from_receipt": (41, ""),
     "events_delivered_again": (1, "EventsOnceInOrder"),
     "missed_events_not_sent_again": (4, ""),
     "events_forgotten_at_once": (1, ""),
@@ -49,7 +50,7 @@ BY_SEED = {
     "tokens_do_not_rise": (1, "OneHolder"),
     "lock_granted_to_whoever_asks": (0, "OneHolder"),
     "sequential_reads_do_not_wait": (0, "ReadsSeeTheirPast"),
-    "leader_needs_no_lease": (15, "ReadsSeeTheirPast"),
+    "leader_needs_no_lease": (23, "ReadsSeeTheirPast"),
     "loop_spins_without_a_leader": (0, "time stands still"),
     "frozen_one_batch_late": (0, ""),
     "frozen_as_it_is_by_then": (2, "OneDigest"),
@@ -140,8 +141,13 @@ def catch(bug: str, runs: Iterable[Options], said: str, script: Script | None = 
 def test_a_seed_catches(bug: str) -> None:
     seed, said = BY_SEED[bug]
     others = (other for other in range(SEARCH) if other != seed)
-    caught = catch(bug, map(Options.draw, [seed, *others]), said)
-    simulate(caught)
+    run_clean(catch(bug, map(Options.draw, [seed, *others]), said))
+
+
+@functools.cache
+def run_clean(options: Options) -> None:
+    """Several bugs are caught by one seed, which need be clean only once."""
+    simulate(options)
 
 
 @pytest.mark.parametrize("bug", BY_SCRIPT)
