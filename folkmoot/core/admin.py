@@ -25,29 +25,8 @@ SESSIONS_MAX = 1000
 def status(replica: Replica, arguments: list[Any], now: float) -> dict[str, Any]:
     """This server's view of the cluster and of itself. Times in seconds, sizes in bytes."""
     raft, multiplexer = replica.raft, replica.multiplexer
-    consensus = raft.status()
-    progress = consensus.get("progress", {})
-    configuration = raft.configuration
     leader, leader_address = replica.leader_fields()
     prefixes = replica.prefixes.status()
-    sending = prefixes["sending"]
-    members = []
-    for node_id, (peer_address, client_address) in sorted(configuration.members.items()):
-        known = progress.get(node_id, {})
-        members.append(
-            {
-                "node_id": node_id,
-                "peer_address": peer_address,
-                "client_address": client_address,
-                "voter": node_id in configuration.voters,
-                "match_index": raft.last_index
-                if node_id == replica.node_id
-                else known.get("match_index"),
-                "state": "self" if node_id == replica.node_id else known.get("state"),
-                "last_contact_s": known.get("silent_s"),
-                "prefix": sending.get(node_id),
-            }
-        )
     return {
         "node_id": replica.node_id,
         "version": replica.version,
@@ -63,27 +42,56 @@ def status(replica: Replica, arguments: list[Any], now: float) -> dict[str, Any]
         "last_index": raft.last_index,
         "log_time": multiplexer.time,
         "uptime_s": round(now - replica.started_at, 3),
-        "members": members,
+        "members": _members(replica, prefixes["sending"]),
         "sessions": len(multiplexer.sessions),
         "resources": len(multiplexer.directory.resources),
         "connections": len(replica.front.connections),
         "backups": len(replica.backups),
         "receiving": prefixes["receiving"],
         "storage": {**replica.storage.status(), **replica.room.status()},
-        "loop": {
-            "turns": replica.counts.turns,
-            "turn_ms_p99": replica.counts.turn_ms(0.99),
-            "turn_ms_p999": replica.counts.turn_ms(0.999),
-            "turns_by_ms": list(replica.counts.turns_by_ms),
-            "longest_turn_ms": round(replica.counts.longest_turn_s * 1000, 3),
-            "busy_s": round(replica.counts.busy_s, 3),
-            "entries_applied": replica.counts.entries_applied,
-            "batches_proposed": replica.counts.batches_proposed,
-            "groups_dropped": replica.counts.groups_dropped,
-            "stalls": replica.counts.stalls,
-            "reads_waiting": replica.reads.waiting(),
-            "commands_waiting_bytes": replica.intake.size_bytes,
-        },
+        "loop": _loop(replica),
+    }
+
+
+def _members(replica: Replica, sending: Mapping[int, Any]) -> list[dict[str, Any]]:
+    """Each member, with what a leader knows of it; `sending` are prefixes under way."""
+    raft = replica.raft
+    progress = raft.status().get("progress", {})
+    members = []
+    for node_id, (peer_address, client_address) in sorted(raft.configuration.members.items()):
+        known = progress.get(node_id, {})
+        is_self = node_id == replica.node_id
+        members.append(
+            {
+                "node_id": node_id,
+                "peer_address": peer_address,
+                "client_address": client_address,
+                "voter": node_id in raft.configuration.voters,
+                "match_index": raft.last_index if is_self else known.get("match_index"),
+                "state": "self" if is_self else known.get("state"),
+                "last_contact_s": known.get("silent_s"),
+                "prefix": sending.get(node_id),
+            }
+        )
+    return members
+
+
+def _loop(replica: Replica) -> dict[str, Any]:
+    """What the loop has done, and how long its turns took."""
+    counts = replica.counts
+    return {
+        "turns": counts.turns,
+        "turn_ms_p99": counts.turn_ms(0.99),
+        "turn_ms_p999": counts.turn_ms(0.999),
+        "turns_by_ms": list(counts.turns_by_ms),
+        "longest_turn_ms": round(counts.longest_turn_s * 1000, 3),
+        "busy_s": round(counts.busy_s, 3),
+        "entries_applied": counts.entries_applied,
+        "batches_proposed": counts.batches_proposed,
+        "groups_dropped": counts.groups_dropped,
+        "stalls": counts.stalls,
+        "reads_waiting": replica.reads.waiting(),
+        "commands_waiting_bytes": replica.intake.size_bytes,
     }
 
 
