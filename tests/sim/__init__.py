@@ -10,6 +10,7 @@ hash: a seed gives the same trace, byte for byte, on every machine.
               scheduler.py            virtual time: one heap of events; clocks that drift
               network.py  links.py    streams that stall, break and come back; bare datagrams
               disk.py  member.py      a server: LogStore on a disk in memory, and a Replica
+              housekeeping.py         what is done beside its loop: compactions, files of prefixes
               client.py  application.py   a client: SessionClient, and somebody who uses it
               nemesis.py              crashes, partitions, pauses, slow disks, transfers, ...
               checks/                 one small checker per property, asked after every event

@@ -8,15 +8,19 @@ from __future__ import annotations
 import math
 from array import array
 from typing import Any
+from unittest import mock
 
 from folkmoot.core.compacting import Compacting
 from folkmoot.core.deadlines import Deadlines
 from folkmoot.core.events import PendingEvents
 from folkmoot.core.freeze import Changes, Freeze
+from folkmoot.core.jobs import Job, Sweep
+from folkmoot.core.multiplexer import Multiplexer
 from folkmoot.core.prefix import RecordKey, RecordKind
 from folkmoot.core.prefix_install import InstallState, PrefixInstall
 from folkmoot.core.prefix_receiver import PrefixReceiver
 from folkmoot.core.prefix_table import ArchiveFile
+from folkmoot.core.replica import Replica
 from folkmoot.core.restore import ItemContext, encode_core
 from folkmoot.core.sessions import Session
 from folkmoot.core.storage import incoming
@@ -174,3 +178,19 @@ def compaction_goes_on_over_an_install(self: SimDisk, then: Any) -> None:
 def lost_chunks_not_asked_for_again(self: PrefixReceiver, now: float) -> None:
     """A frame that is lost is waited for without end."""
     self._ask_again_at = math.inf
+
+
+_go_over = Replica._go_over
+
+
+@plants(Replica, "_go_over")
+def files_of_the_old_prefix_stay(self: Replica, state: Multiplexer) -> None:
+    """They lie there beside the new ones until the next compaction."""
+    post = self.storage.post
+
+    def post_others(job: Job, then: Any) -> None:
+        if not isinstance(job, Sweep):
+            post(job, then)
+
+    with mock.patch.object(self.storage, "post", post_others):
+        _go_over(self, state)

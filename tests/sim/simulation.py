@@ -212,6 +212,8 @@ class Simulation:
         patience_s = REST_TIMEOUTS * timeout_s + (TRANSFER_S if self.options.compacts else 0.0)
         self._within(patience_s, self._is_level, "servers have not caught up")
         self._within(COMPACTED_S, self._is_compacted, "servers have not compacted their logs")
+        for member in self.members.values():
+            self.checks.settled(member)
         if self.options.compacts:
             self._compact_everything()
 

@@ -2,7 +2,9 @@
 
 What a unit could hold is beside the unit: tests/core/test_intake.py (a loop that spun without a
 leader, answers ahead of their turn), test_reading.py and test_session_client.py (reads behind
-refused commands), raft/test_rules_replication.py (the window, and what was read back too late).
+refused commands), raft/test_rules_replication.py (the window, and what was read back too late),
+storage/test_contract.py (a hole in what was read back from two segments), test_prefix_transfer.py
+(chunks that were not asked for again, a transfer of no use that went on for ever).
 """
 
 from __future__ import annotations
@@ -39,3 +41,12 @@ def test_more_rounds_of_reads_than_the_limit_do_not_stop_a_server() -> None:
     with mock.patch.object(Raft, "read_index", read_index):
         simulate(options, scripts.reads_beside_a_silent_majority)
     assert refused, "the limit was never reached"
+
+
+@pytest.mark.parametrize("seed", [0, 5, 14])
+def test_a_follower_left_behind_while_it_compacts_goes_over(seed: int) -> None:
+    """Reproduces a loop that spun until the own compaction had stopped."""
+    options = Options(
+        seed=seed, clients=3, duration_s=12.0, work_rate=40, compacts=True, step_s=0.1
+    )
+    assert simulate(options, scripts.left_behind_while_it_compacts).counts["prefixes installed"]

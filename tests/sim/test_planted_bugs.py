@@ -68,6 +68,7 @@ BY_SEED = {
     "dead_weight_is_never_dropped": (1, "DiskBounded"),
     "replaced_files_stay": (0, "OnlyWhatIsListed"),
     "files_that_were_read_stay": (1, "OnlyWhatIsListed"),
+    "files_of_the_old_prefix_stay": (1, "OnlyWhatIsListed"),
     "files_that_are_read_are_removed": (1, ""),
     "installed_before_its_files_are_durable": (2, ""),
     "installed_before_its_names_are_durable": (2, ""),

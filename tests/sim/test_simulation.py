@@ -60,7 +60,8 @@ def test_a_seed_gives_the_same_trace_whatever_strings_hash_to() -> None:
 def test_swarms_differ() -> None:
     """Each fault is absent from many runs and present in many."""
     drawn = [Options.draw(seed) for seed in range(200)]
-    for name in ("crash_rate", "partition_rate", "pause_rate", "drop", "tail", "slow_disk_rate"):
+    names = ("crash_rate", "partition_rate", "pause_rate", "drop", "tail", "slow_disk_rate")
+    for name in (*names, "compacts", "want_rate", "away_rate"):
         absent = sum(getattr(options, name) == 0 for options in drawn)
         assert 40 < absent < 180, (name, absent)
     assert {options.nodes for options in drawn} == {3, 5}

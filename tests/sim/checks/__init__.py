@@ -143,6 +143,9 @@ class Checker:
     def left(self, client: SimClient, reason: str) -> None:
         """A client gives its connection up."""
 
+    def settled(self, member: Member) -> None:
+        """The cluster has come to rest, and this server's compactions and transfers, too."""
+
     def rested(self, member: Member) -> None:
         """The cluster has come to rest, and this server has compacted all that there is."""
 

@@ -64,10 +64,13 @@ class OnlyWhatIsListed(Checker):
         live = {one.name for one in store._log.segments}
         self._compare(member, files.list(segment.SUBDIR), segment.SUBDIR, live, live)
 
-    def rested(self, member: Member) -> None:
+    def settled(self, member: Member) -> None:
         self.swept(member)
         if member.disk.store.prefix._pins:
             self.fail(f"server {member.name} pins {sorted(member.disk.store.prefix._pins)} at rest")
+
+    def rested(self, member: Member) -> None:
+        self.settled(member)
         left = member.disk.files.list(incoming.SUBDIR)
         options = self.world.options
         had_room = not (options.full_disk_rate or options.disk_failure_rate)
