@@ -46,7 +46,7 @@ class Retained:
 
     def drop_oldest(self) -> int:
         """Drop the oldest message; return its revision."""
-        revision, _, payload = self.oldest
+        revision, _, payload = self._messages[self._start]
         self.floor = revision
         self.size_bytes -= len(payload)
         self._start += 1

@@ -3,13 +3,15 @@
 Pure: no I/O, no clock, no randomness. Driven by the multiplexer; `topic.py` is the other half, and
 says what a user may rely on.
 
-Messages are bytes that nobody here looks into. A message's REVISION is the index of its entry. The
-newest stay RETAINED, up to a count, a number of bytes and, if configured, an age; `floor` is the
-revision of the newest that has gone. Retention waits for nobody, so it bounds the memory whatever
-subscribers and cursors do.
+Messages are bytes that nobody here looks into. A message's REVISION is the index of its entry. What
+stays RETAINED is the newest `count` of them, for whoever comes late, and before those all that some
+cursor has not acknowledged: these are HELD. Nothing of it is beyond `bytes`, the age, if one is
+configured, or HELD_MAX: those bound what a topic takes, whatever subscribers and cursors do.
+`floor` is the revision of the newest message that has gone.
 
 A CURSOR is a name and the revision up to which its messages are acknowledged. One consumer at a
-time sits on it (see `_seat.py`); others wait, so that they stand by.
+time sits on it (see `_seat.py`); others wait, so that they stand by. It holds also while nobody
+consumes, until it is deleted.
 
     commands   publish(message) -> revision    subscribe/unsubscribe(kind, text)
                consume(cursor, request, since or nil) -> [token, acknowledged] or [0, 0]
@@ -41,6 +43,7 @@ from folkmoot.core.machine import (
     frees,
     query,
 )
+from folkmoot.primitives._cursors import Cursor, Cursors
 from folkmoot.primitives._retained import Retained
 from folkmoot.primitives._seat import Claim, Seat, Tokens
 from folkmoot.primitives._subscriptions import Subscriptions
@@ -48,13 +51,17 @@ from folkmoot.primitives._subscriptions import Subscriptions
 COUNT_DEFAULT, COUNT_MAX = 1000, 1_000_000
 BYTES_DEFAULT, BYTES_MAX = 16 << 20, 1 << 30
 AGE_MAX_MS = 10 * 365 * 24 * 3600 * 1000
+HELD_MAX = 100_000
+"""Messages that are retained at most while cursors hold, where `count` is not more: what a message
+costs beside its bytes is bounded, too. The oldest goes, and its reader is told of a gap."""
 CURSORS_MAX = 10_000
 """Cursors of one topic; one more is answered with LimitExceeded. Delete those not needed."""
 CURSOR_NAME_MAX = 512
 PAGE_MESSAGES_MAX = 1000
 """Messages in one page of `read`; the client asks for the next."""
 LISTED_MAX = 1000
-"""Subscribers and cursors are listed up to so many; `describe` says how many there are."""
+"""Subscribers are listed up to so many, and cursors, those furthest behind first; `describe` says
+how many there are."""
 _AGE = "age"
 
 
@@ -63,6 +70,7 @@ class Limits:
     """What a topic keeps, as its configuration says it."""
 
     count: int = COUNT_DEFAULT
+    """Kept whoever has acknowledged them; what cursors hold comes on top."""
     bytes: int = BYTES_DEFAULT
     age_ms: int | None = None
 
@@ -79,18 +87,11 @@ class Limits:
         return cls(**config)
 
 
-@attrs.define(eq=False)
-class Cursor:
-    """A durable position: everything up to `acknowledged` has been dealt with."""
-
-    acknowledged: int
-    seat: Seat
-
-
 class TopicMachine(Machine):
     """The replicated state of one topic.
 
-    - The retained messages keep to count and bytes after every entry.
+    - After every entry the retained messages keep to the bytes and to `_count_max`, and the oldest
+      of more than `count` is one that some cursor has not acknowledged.
     - Where an age is set, the deadline is that of the oldest retained message, and there is none
       without one.
     """
@@ -101,10 +102,11 @@ class TopicMachine(Machine):
     def __init__(self, config: Mapping[str, Any]) -> None:
         """Take `count`, `bytes` and `age_ms`: how many messages are retained, and how long."""
         self._limits = Limits.parse(config)
+        self._held_max = max(HELD_MAX - self._limits.count, 0)
         self._messages = Retained()
         self._subscriptions = Subscriptions()
         self._tokens = Tokens()
-        self._cursors: dict[str, Cursor] = {}
+        self._cursors = Cursors()
 
     @command
     def publish(self, context: Context, message: bytes) -> int:
@@ -112,12 +114,10 @@ class TopicMachine(Machine):
         messages, limits, revision = self._messages, self._limits, context.index
         context.retain()
         messages.append((revision, context.time, message))
-        moved = len(messages) == 1
-        while len(messages) > limits.count or messages.size_bytes > limits.bytes:
-            context.supersede(messages.drop_oldest())
-            moved = True
-        if moved:
+        if len(messages) == 1:
             self._set_age(context)
+        if len(messages) > limits.count or messages.size_bytes > limits.bytes:
+            self._let_go(context)
         if self._subscriptions:
             payload = [revision, context.time, message]
             context.publish(self._subscriptions.matching(), "message", payload)
@@ -146,6 +146,7 @@ class TopicMachine(Machine):
         if since is not None and since < 0:
             raise BadCommand(f"since is {since}: a revision, or 0 for all that is retained")
         found = self._cursors.get(cursor)
+        is_new = found is None
         if found is None:
             if not 0 < len(cursor) <= CURSOR_NAME_MAX:
                 raise BadCommand(f"a cursor's name has 1 to {CURSOR_NAME_MAX} characters")
@@ -153,7 +154,8 @@ class TopicMachine(Machine):
                 raise LimitExceeded(f"the topic has {CURSORS_MAX} cursors: delete one")
             found = Cursor(self._messages.head if since is None else since, Seat(self._tokens))
         claim = found.seat.claim(context, request, None)
-        self._cursors[cursor] = found
+        if is_new:
+            self._cursors.add(cursor, found)
         assert claim is not None, f"a claim on cursor {cursor!r} neither holds nor waits"
         return [claim.token, found.acknowledged if claim.token else 0]
 
@@ -167,7 +169,9 @@ class TopicMachine(Machine):
             raise NotHeld(f"token {token} does not consume cursor {cursor!r}")
         if revision > max(self._messages.head, found.acknowledged):
             raise BadCommand(f"revision {revision} is above the newest, {self._messages.head}")
-        found.acknowledged = max(found.acknowledged, revision)
+        if revision > found.acknowledged:
+            found.acknowledged = revision
+            self._let_go(context)
         return found.acknowledged
 
     @command
@@ -186,11 +190,12 @@ class TopicMachine(Machine):
     @frees
     def delete_cursor(self, context: Context, cursor: str) -> bool:
         """Forget a cursor, and tell its consumer and those who wait; False where there is none."""
-        found = self._cursors.pop(cursor, None)
+        found = self._cursors.delete(cursor)
         if found is None:
             return False
         for claim in list(found.seat):
             found.seat.eject(context, claim, "deleted")
+        self._let_go(context)
         return True
 
     @query
@@ -210,7 +215,7 @@ class TopicMachine(Machine):
     def describe(self, context: QueryContext) -> dict[str, Any]:
         """Say what is retained, and who is subscribed or consumes."""
         messages = self._messages
-        names = sorted(self._cursors)[:LISTED_MAX]
+        cursors = sorted(self._cursors.items(), key=lambda item: (item[1].acknowledged, item[0]))
         return {
             "time": context.time,
             "head": messages.head,
@@ -219,7 +224,7 @@ class TopicMachine(Machine):
             "retained_bytes": messages.size_bytes,
             "retention": list(attrs.astuple(self._limits)),
             "subscribers": len(self._subscriptions.everybody()),
-            "cursors": [self._describe_cursor(context, name) for name in names],
+            "cursors": [_describe(context, name, cursor) for name, cursor in cursors[:LISTED_MAX]],
             "cursor_count": len(self._cursors),
         }
 
@@ -234,7 +239,7 @@ class TopicMachine(Machine):
     def session_ended(self, context: Context, session: int) -> None:
         """Forget that the session subscribed; its cursors pass to who waits."""
         context.supersede_all(self._subscriptions.drop(session))
-        for cursor in self._cursors.values():
+        for cursor in self._cursors:
             if cursor.seat.drop_session(context, session) is not None:
                 cursor.seat.grant_next(context, cursor.acknowledged)
 
@@ -248,7 +253,7 @@ class TopicMachine(Machine):
         """Say whether a cursor is consumed under this token."""
         return any(
             cursor.seat.holder is not None and cursor.seat.holder.token == token
-            for cursor in self._cursors.values()
+            for cursor in self._cursors
         )
 
     def idle(self) -> bool:
@@ -274,7 +279,7 @@ class TopicMachine(Machine):
         for name, acknowledged, claims in cursors:
             seat = Seat(self._tokens)
             seat.restore(claims)
-            self._cursors[name] = Cursor(acknowledged, seat)
+            self._cursors.add(name, Cursor(acknowledged, seat))
         self._tokens.last = last_token
 
     def restore_item(
@@ -290,6 +295,23 @@ class TopicMachine(Machine):
         if age_ms is not None and len(self._messages) == 1:
             context.set_deadline(_AGE, context.time + age_ms)
 
+    def _let_go(self, context: Context) -> None:
+        """Drop what is beyond the count and acknowledged by all, or beyond the other bounds.
+
+        Wherever a message comes, a cursor moves or a cursor goes. A new one only holds more.
+        """
+        messages, limits = self._messages, self._limits
+        before, lowest = messages.floor, self._cursors.lowest()
+        above = len(messages) - limits.count
+        while above > 0 or messages.size_bytes > limits.bytes:
+            is_held = lowest is not None and messages.oldest[0] > lowest
+            if is_held and above <= self._held_max and messages.size_bytes <= limits.bytes:
+                break  # and all behind it is held, too
+            context.supersede(messages.drop_oldest())
+            above -= 1
+        if messages.floor != before:
+            self._set_age(context)
+
     def _set_age(self, context: Context) -> None:
         """Let the deadline be that of the oldest message, which is another one now."""
         age_ms, messages = self._limits.age_ms, self._messages
@@ -300,13 +322,13 @@ class TopicMachine(Machine):
         else:
             context.clear_deadline(_AGE)
 
-    def _describe_cursor(self, context: QueryContext, name: str) -> list[Any]:
-        """[name, acknowledged, consumer's session (0: none), client's name, how many wait]."""
-        cursor = self._cursors[name]
-        holder = cursor.seat.holder
-        session = 0 if holder is None else holder.session
-        client = "" if holder is None else context.client_name(session)
-        return [name, cursor.acknowledged, session, client, len(cursor.seat.queue)]
+
+def _describe(context: QueryContext, name: str, cursor: Cursor) -> list[Any]:
+    """[name, acknowledged, consumer's session (0: none), client's name, how many wait]."""
+    holder = cursor.seat.holder
+    session = 0 if holder is None else holder.session
+    client = "" if holder is None else context.client_name(session)
+    return [name, cursor.acknowledged, session, client, len(cursor.seat.queue)]
 
 
 def _is_held_by(holder: Claim, session: int, token: int) -> bool:

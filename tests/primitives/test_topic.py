@@ -371,3 +371,53 @@ def test_the_retention_is_checked_where_it_is_written() -> None:
     assert Topic.configuration() == {}
     with pytest.raises(ConfigError):
         Topic.configuration(age=0)
+
+
+async def test_a_consumer_that_was_away_gets_all_that_was_published_meanwhile() -> None:
+    async with rig() as cluster:
+        here = topic(await cluster.client("a"), count=2)
+        there = topic(await cluster.client("b"), count=2)
+        async with here.cursor("c") as messages:
+            await there.publish("before")
+            assert await read(messages, 1) == ["before"]
+        revisions = [await there.publish(str(number)) for number in range(20)]
+        found = await there.describe()
+        assert (found.count_max, found.retained) == (2, 21)  # also the one not acknowledged
+        async with there.cursor("c") as messages:
+            assert await read(messages, 21) == ["before", *map(str, range(20))]
+            await messages.acknowledge(revisions[16])
+            assert (await there.describe()).retained == 3
+            await messages.acknowledge(revisions[19])
+            found = await there.describe()
+            assert (found.retained, found.floor) == (2, revisions[17])
+
+
+async def test_a_consumer_is_told_what_the_bytes_took_while_it_was_away() -> None:
+    async with rig() as cluster:
+        mine = topic(await cluster.client(), count=2, bytes=8)
+        async with mine.cursor("c", auto_ack=False) as messages:
+            first = await mine.publish("0")
+            assert await read(messages, 1) == ["0"]
+            await messages.acknowledge(first)
+        revisions = [await mine.publish(str(number)) for number in range(1, 8)]  # 2 bytes each
+        async with mine.cursor("c") as messages:
+            gap, *rest = await read(messages, 5)
+            assert gap == Gap(first, revisions[2])
+            assert rest == ["4", "5", "6", "7"]
+
+
+async def test_the_slowest_cursor_holds_until_it_is_deleted() -> None:
+    async with rig() as cluster:
+        mine = topic(await cluster.client(), count=2)
+        for name in ("quick", "slow"):
+            async with mine.cursor(name):
+                pass
+        revisions = [await mine.publish(str(number)) for number in range(6)]
+        async with mine.cursor("quick") as messages:
+            assert await read(messages, 6) == [str(number) for number in range(6)]
+            await messages.acknowledge(revisions[5])
+        found = await mine.describe()
+        assert found.retained == 6
+        assert found.cursors[0].name == "slow"
+        assert await mine.delete_cursor("slow")
+        assert (await mine.describe()).retained == 2

@@ -34,10 +34,13 @@ CONFIGS = st.sampled_from(
 class TopicAgainstLists(RuleBasedStateMachine):
     """Model: all messages ever, how many are gone, positions of cursors, lists of who waits."""
 
-    @initialize(config=CONFIGS)
-    def start(self, config: dict[str, int]) -> None:
+    @initialize(config=CONFIGS, held_max=st.sampled_from([2, 5, topic_machine.HELD_MAX]))
+    def start(self, config: dict[str, int], held_max: int) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(topic_machine, "HELD_MAX", held_max)
         self.topic = Twins(TopicMachine, config)
         self.count = config.get("count", 1000)
+        self.count_max = max(self.count, held_max)
         self.bytes = config.get("bytes", 1 << 20)
         self.age = config.get("age_ms")
         self.alive = {1: 1, 2: 2, 3: 3}
@@ -50,11 +53,27 @@ class TopicAgainstLists(RuleBasedStateMachine):
         self.consumers: dict[str, list[tuple[int, int]]] = {"a": [], "b": []}  # the first consumes
         self.expected: list[Event] = []
 
+    def teardown(self) -> None:
+        self.patch.undo()
+
     @property
     def retained(self) -> list[tuple[int, int, bytes]]:
         return self.messages[self.gone :]
 
+    def is_kept(self, place: int) -> bool:
+        """Whether the retention or a cursor asks for a message, and no bound forbids it."""
+        revision, time, _ = self.messages[place]
+        newer = self.messages[place:]
+        is_asked_for = len(newer) <= self.count or any(
+            acknowledged < revision for acknowledged in self.cursors.values()
+        )
+        fits = len(newer) <= self.count_max and sum(len(m[2]) for m in newer) <= self.bytes
+        is_young = self.age is None or time + self.age > self.topic.time
+        return is_asked_for and fits and is_young
+
     def settle(self) -> None:
+        places = range(self.gone, len(self.messages))
+        self.gone = max([place + 1 for place in places if not self.is_kept(place)] or [self.gone])
         assert self.topic.take() == self.expected
         self.expected = []
 
@@ -63,8 +82,6 @@ class TopicAgainstLists(RuleBasedStateMachine):
         assert self.topic.command(self.alive[who], "publish", message) == self.topic.index
         one = (self.topic.index, self.topic.time, message)
         self.messages.append(one)
-        while len(self.retained) > self.count or sum(len(m[2]) for m in self.retained) > self.bytes:
-            self.gone += 1
         self.expected = [
             Event(s, self.topic.index, "message", list(one)) for s in sorted(self.subscribers)
         ]
@@ -73,9 +90,6 @@ class TopicAgainstLists(RuleBasedStateMachine):
     @rule(milliseconds=st.sampled_from([1, 8, 30]))
     def advance(self, milliseconds: int) -> None:
         self.topic.advance(milliseconds)
-        if self.age is not None:
-            while self.retained and self.retained[0][1] + self.age <= self.topic.time:
-                self.gone += 1
         self.settle()
 
     @rule(who=SESSIONS, after=st.integers(0, 12), limit=st.integers(0, 4))
@@ -183,7 +197,7 @@ class TopicAgainstLists(RuleBasedStateMachine):
         lines = self.consumers
         assert [cursor[:3] + cursor[4:] for cursor in view["cursors"]] == [
             [name, at, lines[name][0][0] if lines[name] else 0, max(0, len(lines[name]) - 1)]
-            for name, at in sorted(self.cursors.items())
+            for at, name in sorted((at, name) for name, at in self.cursors.items())
         ]
         held = {self.tokens[name] for name in self.cursors if lines[name]}
         assert len(held) == len([name for name in self.cursors if lines[name]])
@@ -215,6 +229,42 @@ def test_the_default_retention_is_bounded() -> None:
     floor, _, page = topic.query(1, "read", 0, 10)
     assert page[0][0] == floor + 1
     assert len(topic.log.live) == view["retained"]
+
+
+def test_what_cursors_hold_is_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topic_machine, "HELD_MAX", 4)
+    for count, retained in ((2, 4), (4, 4), (6, 6)):
+        topic = Harness(TopicMachine, {"count": count})
+        topic.command(1, "consume", "away", 1)
+        for _ in range(9):
+            topic.command(1, "publish", b"")
+        assert topic.query(1, "describe")["retained"] == retained
+        topic.command(1, "acknowledge", "away", 1, topic.index)
+        assert topic.query(1, "describe")["retained"] == count
+
+
+def test_a_forgotten_cursor_takes_what_the_bounds_allow_and_no_more() -> None:
+    topic = Harness(TopicMachine, {"bytes": 1_000_000}, thorough=False)
+    topic.command(1, "consume", "forgotten", 1)
+    for _ in range(2100):
+        topic.command(1, "publish", b"x" * 500)
+    view = topic.query(1, "describe")
+    assert (view["retained"], view["retained_bytes"]) == (2000, 1_000_000)
+    assert len(topic.log.live) == 2000
+    topic.restart()
+    topic.command(1, "delete_cursor", "forgotten")
+    assert topic.query(1, "describe")["retained"] == len(topic.log.live) == 1000
+    topic.restart()
+
+
+def test_the_cursors_furthest_behind_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topic_machine, "LISTED_MAX", 2)
+    topic = Harness(TopicMachine)
+    for request, (name, since) in enumerate([("a", 3), ("d", 2), ("c", 2), ("b", 4)], 1):
+        topic.command(1, "consume", name, request, since)
+    view = topic.query(1, "describe")
+    assert [cursor[:2] for cursor in view["cursors"]] == [["c", 2], ["d", 2]]
+    assert view["cursor_count"] == 4
 
 
 def test_a_page_is_bounded_in_bytes_and_has_one_message_at_least() -> None:
