@@ -88,7 +88,8 @@ class Traffic:
                 if operation.by_name and operation.target.known:
                     self.targets.learned(operation.target)
         self.saw(index)
-        if self.events.is_holding:
+        # Answers that were passed over say nothing of those that are still missing (bugs: H2).
+        if self.events.is_holding and len(effects.answers) > begin:
             everything = self.pipeline.low_water >= self._hold_until
             effects.notices += self.events.deliver(None if everything else index)
         found = (one.error for one in effects.answers[begin:] if errors)

@@ -514,6 +514,25 @@ def test_held_events_are_delivered_between_the_answers_they_lie_between() -> Non
     assert [event.payload for event in client.events] == ["between", "behind"]
 
 
+def test_answers_that_are_passed_over_do_not_let_held_events_pass() -> None:
+    """Reproduces an event that came before the answer it lies behind.
+
+    1. command 1 is answered; another server, cut off by now, has a copy of it under way
+    2. 2 is applied at 30; its answer is lost, and so is the event of 35
+    3. the client resumes elsewhere, where the copy of 1 is applied at 40: "answered long ago"
+    """
+    client = Driver().ready()
+    target = client.opened()
+    call = client.do(target)
+    client.lose()
+    client.reconnect(sequence=2)
+    client.event(35, 0, "behind")
+    client.results(1, 40, "again")
+    assert client.events == [], "the answer to 2 has index 30"
+    client.results(2, 30, "answer")
+    assert (call.value, [event.payload for event in client.events]) == ("answer", ["behind"])
+
+
 def test_held_events_of_an_ended_session_are_dropped() -> None:
     client = Driver().ready()
     target = client.opened()
