@@ -2,9 +2,10 @@
 
 What a unit could hold is beside the unit: tests/core/test_intake.py (a loop that spun without a
 leader, answers ahead of their turn), test_reading.py and test_session_client.py (reads behind
-refused commands, events ahead of an answer), raft/test_rules_replication.py (the window, and what was read back too late),
-storage/test_contract.py (a hole in what was read back from two segments), test_prefix_transfer.py
-(chunks that were not asked for again, a transfer of no use that went on for ever).
+refused commands, events ahead of an answer), raft/test_rules_replication.py (the window, and what
+was read back too late), storage/test_contract.py (a hole in what was read back from two segments),
+test_prefix_transfer.py (chunks that were not asked for again) and test_prefix_leaders.py (transfers
+of no use that went on for ever).
 """
 
 from __future__ import annotations
