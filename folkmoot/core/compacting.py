@@ -10,8 +10,9 @@ applied. Then it is serialised, a slice per turn, and handed over.
     idle -> frozen at S, a slice per turn -> with the storage -> the prefix speaks for S -> idle
 
 It begins when enough was applied since the last one (`compaction_log_bytes`, and no less than the
-records that every compaction writes anew), or when a backup WANTS an index that no prefix speaks
-for yet: then the segment is sealed where it is, so as not to wait for it to fill.
+records that every compaction writes anew), or when an index is WANTED that no prefix speaks for
+yet, by a backup or because the disk is low: then the segment is sealed where it is, so as not to
+wait for it to fill.
 
 THE LOG below S is not needed by this server. It is kept for followers that lag: `log_keep_bytes`
 of it always, up to `log_keep_bytes_max` while one that answers needs it, nothing while the disk is
@@ -41,6 +42,8 @@ TRIM_S = 1.0
 """How often it is looked whether log can be given up."""
 RETRY_S = 5.0
 """After a compaction that a full disk ended, the next is tried this much later."""
+ROOM_S = 10.0
+"""While the disk is low a compaction is begun this often, if anything was applied meanwhile."""
 
 
 class CompactionPort(Protocol):
@@ -90,6 +93,9 @@ class Compacting:
         """What the storage was given last, without its content: it keeps that until it is done."""
         self._retry_at: float | None = None
         self._trim_at = 0.0
+        self._room_at = 0.0
+        self._is_making_room = False
+        """A compaction was begun since the disk became low."""
 
     # -- freezing ------------------------------------------------------------------------------
 
@@ -176,13 +182,19 @@ class Compacting:
 
     # -- giving log up -------------------------------------------------------------------------
 
-    def tick(self, now: float, *, disk_is_low: bool, sending: int | None) -> None:
-        """Give log up that nobody needs. `sending` is what the oldest prefix under way speaks for.
+    def tick(self, now: float, *, low_bytes: int | None, sending: int | None) -> None:
+        """Give log up that nobody needs, and have room made where the disk is low.
 
-        Cheap when nothing is due.
+        `low_bytes` are free if it is (None: it is not), `sending` is what the oldest prefix under
+        way speaks for. Cheap when nothing is due.
         """
         if self.is_stopped:
             return
+        if low_bytes is None:
+            self._is_making_room = False
+        elif now >= self._room_at:
+            self._room_at = now + ROOM_S
+            self._make_room(low_bytes)
         if self._retry_at is not None and now >= self._retry_at:
             self._try_again(now)
         if now < self._trim_at:
@@ -196,7 +208,7 @@ class Compacting:
         needed = self._raft.reachable_match(now)
         if sending is not None:
             needed = sending if needed is None else min(needed, sending)
-        if disk_is_low:
+        if low_bytes is not None:
             keep = keep_max = 0
         target = self._storage.trim_target(keep, max(keep, keep_max), needed)
         if target is not None and target > start:
@@ -204,6 +216,21 @@ class Compacting:
             self._raft.compact(target, now)
             self._storage.post(Trim(target), lambda _: None)
             self._storage.post(Sweep(), lambda _: None)
+
+    def _make_room(self, low_bytes: int) -> None:
+        """Have what is dead become room: commands are refused, so nothing else fills a segment.
+
+        Once as the disk becomes low, and then whenever more has died. A compaction that was left
+        for want of room gives way to one that has less to keep. Only where there is room for the
+        segment that the log goes on in meanwhile, twice over: a disk that has none would stop the
+        server, which it was to be spared.
+        """
+        is_worth_it = not self._is_making_room or self._multiplexer.anything_died
+        enough = low_bytes >= 2 * self._config.segment_bytes
+        if is_worth_it and enough and self._applied_bytes and not self._is_running:
+            self._is_making_room = True
+            self._retry_at = None
+            self.want(self._multiplexer.index)
 
     def _try_again(self, now: float) -> None:
         """A compaction was left unfinished: have it done, at the same index, without a new segment.

@@ -183,6 +183,7 @@ class Housekeeping:
         """Take a few steps, then say until when to sleep."""
         begun_s = worked_s = time.thread_time()
         try:
+            self._check_room()
             for written in self._steps:
                 worked_s = time.thread_time()
                 if worked_s - begun_s >= _STEP_S:
@@ -192,6 +193,12 @@ class Housekeeping:
             self._install()
         except StorageFull:
             self._give_up()
+
+    def _check_room(self) -> None:
+        """Leave the last of the disk to the log: a write of its own that fails stops the server."""
+        free_bytes, needed = self._store.free_bytes(), 2 * self._config.segment_bytes
+        if free_bytes < needed:
+            raise StorageFull(f"{free_bytes} bytes are free, the log may need {needed}")
 
     def _install(self) -> None:
         assert self._compaction is not None, "nothing to install"

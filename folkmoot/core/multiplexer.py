@@ -172,6 +172,12 @@ class Multiplexer:
         return self.sessions.next_expiry()
 
     @property
+    def anything_died(self) -> bool:
+        """Whether an item was superseded, or a resource with items deleted, since the freeze."""
+        ledger = self._changes.ledger
+        return bool(ledger.superseded or ledger.superseded_parts or ledger.deleted)
+
+    @property
     def freezing(self) -> Freeze | None:
         """The freeze that is under way, until its result is taken."""
         return self._changes.freezing

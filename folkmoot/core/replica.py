@@ -312,7 +312,9 @@ class Replica:
         if compacting.is_slicing:
             compacting.slice()
         sending = self.prefixes.sender.oldest
-        compacting.tick(now, disk_is_low=self.room.shortage is not None, sending=sending)
+        shortage = self.room.shortage
+        low_bytes = None if shortage is None else shortage.free_bytes
+        compacting.tick(now, low_bytes=low_bytes, sending=sending)
 
     def _report(self, event: TraceEvent) -> None:
         self.trace(event)

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from folkmoot.core import compacting
-from folkmoot.core.compacting import RETRY_S, TRIM_S, Compacting
+from folkmoot.core.compacting import RETRY_S, ROOM_S, TRIM_S, Compacting
 from folkmoot.core.config import StorageConfig
 from folkmoot.core.jobs import Job, Roll, Sweep, Trim
 from folkmoot.core.prefix import Frozen, RecordKind
@@ -107,13 +107,13 @@ class Bench:
         self.log.tick()
         self.policy.applied(size_bytes)
 
-    def turn(self, now: float = 10.0, *, disk_is_low: bool = False, sending: Any = None) -> None:
+    def turn(self, now: float = 10.0, *, low_bytes: int | None = None, sending: Any = None) -> None:
         """Do what the loop does at the end of a turn."""
         if self.policy.is_due:
             self.policy.look()
         if self.policy.is_slicing:
             self.policy.slice()
-        self.policy.tick(now, disk_is_low=disk_is_low, sending=sending)
+        self.policy.tick(now, low_bytes=low_bytes, sending=sending)
 
     def freeze(self) -> Frozen:
         """Bring it to a boundary with enough applied, and to hand over."""
@@ -354,19 +354,22 @@ def test_it_looks_once_a_second_and_only_where_there_is_something() -> None:
 @pytest.mark.parametrize(
     ("reachable", "sending", "low", "expected"),
     [
-        (None, None, False, (100, 500, None)),
-        (70, None, False, (100, 500, 70)),
-        (70, 60, False, (100, 500, 60)),
-        (None, 60, False, (100, 500, 60)),
-        (70, 60, True, (0, 0, 60)),
+        (None, None, None, (100, 500, None)),
+        (70, None, None, (100, 500, 70)),
+        (70, 60, None, (100, 500, 60)),
+        (None, 60, None, (100, 500, 60)),
+        (70, 60, 1000, (0, 0, 60)),
     ],
 )
 def test_what_is_kept_for_whom(
-    reachable: int | None, sending: int | None, low: bool, expected: tuple[int, int, int | None]
+    reachable: int | None,
+    sending: int | None,
+    low: int | None,
+    expected: tuple[int, int, int | None],
 ) -> None:
     bench = compacted()
     bench.raft.reachable = reachable
-    bench.turn(10.0, disk_is_low=low, sending=sending)
+    bench.turn(10.0, low_bytes=low, sending=sending)
     assert bench.storage.asked[0] == expected
 
 
@@ -377,3 +380,57 @@ def test_no_less_is_kept_at_most_than_always() -> None:
     bench.storage.then(1)
     bench.turn(20.0)
     assert bench.storage.asked[-1] == (900, 900, None)
+
+
+# -- room ------------------------------------------------------------------------------------------
+
+
+def test_while_the_disk_is_low_what_was_deleted_becomes_room() -> None:
+    bench = Bench()
+    bench.apply(10)  # far below the threshold
+    bench.turn(10.0, low_bytes=None)
+    assert bench.storage.jobs == []
+    bench.turn(11.0, low_bytes=20_000)
+    assert bench.policy.is_due
+    bench.turn(11.1, low_bytes=20_000)
+    assert bench.storage.jobs == [Roll()], "the log ends in a segment that is not sealed"
+    bench.storage.boundaries.append(bench.index)
+    bench.storage.rolled(None)
+    bench.turn(11.2, low_bytes=20_000)
+    assert [frozen.index for frozen in bench.storage.frozen] == [bench.index]
+    bench.storage.then(1)
+    bench.apply(10)
+    bench.turn(11.1 + ROOM_S, low_bytes=20_000)
+    assert not bench.policy.is_due, "nothing has died since"
+    bench.log.mux._changes.ledger.superseded.append(1)
+    bench.turn(11.2 + ROOM_S, low_bytes=20_000)
+    assert not bench.policy.is_due, "it was only just looked"
+    bench.turn(11.1 + 2 * ROOM_S, low_bytes=20_000)
+    assert bench.policy.is_due
+
+
+def test_a_compaction_that_found_no_room_gives_way_to_one_that_has_less_to_keep() -> None:
+    bench = Bench()
+    left = bench.freeze()
+    bench.storage.then(None)
+    bench.turn(11.0, low_bytes=20_000)  # nothing was applied since: it waits for its next try
+    assert bench.policy.is_short_of_room
+    bench.apply(10)
+    bench.log.mux._changes.ledger.superseded.append(1)
+    bench.turn(11.0 + ROOM_S, low_bytes=20_000)
+    assert not bench.policy.is_short_of_room
+    bench.turn(11.1 + ROOM_S, low_bytes=20_000)
+    assert Roll() in bench.storage.jobs
+    bench.storage.boundaries.append(bench.index)
+    bench.storage.rolled(None)
+    bench.turn(11.2 + ROOM_S, low_bytes=20_000)
+    assert bench.storage.frozen[-1].index == bench.index > left.index
+
+
+def test_a_disk_with_no_room_for_segments_is_spared_new_ones() -> None:
+    bench = Bench()
+    bench.apply(10)
+    bench.turn(10.0, low_bytes=2 * CONFIG.segment_bytes - 1)
+    bench.turn(10.1, low_bytes=2 * CONFIG.segment_bytes - 1)
+    assert not bench.policy.is_due
+    assert bench.storage.jobs == []

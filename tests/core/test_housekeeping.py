@@ -242,6 +242,20 @@ def test_a_full_disk_ends_a_compaction_and_keeps_what_was_frozen(bench: Bench) -
     bench.check()
 
 
+def test_the_last_of_a_disk_is_left_to_the_log(bench: Bench) -> None:
+    frozen = bench.freeze(60)
+    bench.files.capacity_bytes = bench.files._used_bytes() + 2 * CONFIG.segment_bytes - 1
+    bench.thread.compact(frozen, bench.then("compacted"))
+    assert bench.until(1) == [("compacted", None)]
+    assert bench.files.list("prefix") == []
+    with bench.writer.standing_still():
+        bench.history.write(1)
+    bench.files.capacity_bytes = None
+    bench.compact(1)
+    assert bench.until(2)[-1][1]
+    bench.check()
+
+
 def test_it_is_done_later_at_the_same_index(bench: Bench) -> None:
     """What comes with the second try is empty."""
     frozen = bench.freeze(60)

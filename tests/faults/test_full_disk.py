@@ -19,6 +19,7 @@ import pytest
 
 import folkmoot
 from folkmoot.cli.processes import LocalCluster, local_cluster
+from folkmoot.core import compacting
 from folkmoot.core.config import ClientConfig, NodeConfig, StorageConfig
 from folkmoot.core.errors import StorageFull
 from folkmoot.core.storage.memory import MemoryFiles
@@ -118,6 +119,27 @@ async def test_one_node_refuses_writes_in_time_and_goes_on_by_itself(
         folkmoot.open(f"folkmoot://{node.client_address}") as cluster,
     ):
         await check_all_there(cluster.map("users"), count + 1, deleted="user-0")
+
+
+async def test_what_is_deleted_becomes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody gives the disk more room: a clear is enough, though nothing fills a segment then."""
+    monkeypatch.setattr(compacting, "ROOM_S", 0.2)
+    files = MemoryFiles()
+    files.capacity_bytes = 4 << 20
+    config = NodeConfig(members=members(1), storage=STORAGE)
+    async with Node(config, files=files) as node:
+        url = f"folkmoot://{node.client_address}"
+        async with folkmoot.open(url, config=QUICK) as cluster:
+            users = cluster.map("users")
+            for _ in range(3):
+                count, _ = await write_until_refused(users)
+                assert await users.size() == count
+                await users.clear()
+                await write_when_there_is_room(users, 0)
+            assert await users.keys() == ["user-0"]
+            storage = node.status()["storage"]
+            assert storage["counters"]["compactions"] >= 3
+            assert storage["prefix_bytes"] + storage["size_bytes"] < files.capacity_bytes // 4
 
 
 async def refused_for_longer_than_a_session_lives(
