@@ -42,7 +42,7 @@ LIMITS = LimitsConfig(
 CONFIGS: dict[str, list[dict[str, Any]]] = {
     "counter": [{"low": -3, "high": 9}, {}],
     "lock": [{"lock_delay_ms": 7}, {}],
-    "topic": [{"count": 3}, {"age_ms": 9, "count": 4}, {"bytes": 8}],
+    "topic": [{"count": 1}, {"age_ms": 9, "count": 2}, {"bytes": 8}],
 }
 """By type, where it takes any."""
 
@@ -137,17 +137,18 @@ def counter_operation(random: Random, number: int) -> Operation:
 
 
 def topic_operation(random: Random, number: int) -> Operation:
-    cursor, request = random.choice(["p", "q"]), random.randrange(1, 4)
+    cursor, request = random.choice(["p", "p", "q"]), random.randrange(1, 4)
     return _choose(
         random,
         [
             *[("publish", [b"." * random.randrange(5)])] * 4,
             ("consume", [cursor, request]),
             ("consume", [cursor, request, random.choice([0, number])]),
-            ("acknowledge", [cursor, number, number]),
-            ("acknowledge", [cursor, number, number + 1]),
+            *[("acknowledge", [cursor, number, number + random.randrange(9)])] * 3,
             ("withdraw", [cursor, request]),
-            ("delete_cursor", [cursor]),
+            ("delete_cursor", [cursor])
+            if random.random() < 0.3
+            else ("consume", [cursor, request]),
             *SUBSCRIBE,
         ],
     )
@@ -285,7 +286,7 @@ class History:
             follow(server.mux, then)
         for results in applied.results:
             self.numbers += [n for value in results.values for n in numbers_in(value)]
-        del self.numbers[:-6]
+        del self.numbers[:-40]
 
     def restart(self, server: Server) -> None:
         """Restore another server from the prefix of this one, and let it catch up."""
@@ -358,15 +359,17 @@ class History:
             return [0, "close", [[random.choice(resources).id]]]
         if resources and chance < 0.6:
             resource = random.choice(resources)
-            return [resource.id, *self.call(resource.type_name)]
+            return [resource.id, *self.call(resource.type_name, resource.machine)]
         kind = random.choice(self.kinds)
         config = random.choice(CONFIGS.get(kind, [{}]))
         name = random.choice([kind, f"another {kind}", "any"])
         return [[name, kind, 1, config], *self.call(kind)]
 
-    def call(self, type_name: str) -> Operation:
-        """Make a command of a type."""
-        return OPERATIONS[type_name](self.random, self.random.choice(self.numbers))
+    def call(self, type_name: str, machine: Machine | None = None) -> Operation:
+        """Make a command of a type; of one that is there, often with a token that is held."""
+        held = [] if machine is None else [n for n in self.numbers if machine.holds_grant(n)]
+        numbers = held if held and self.random.random() < 0.5 else self.numbers[-6:]
+        return OPERATIONS[type_name](self.random, self.random.choice(numbers))
 
 
 def follow(mux: Multiplexer, then: Then) -> None:

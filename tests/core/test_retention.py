@@ -19,6 +19,7 @@ from folkmoot.core.freeze import Changes, Freeze
 from folkmoot.core.multiplexer import MachineFault
 from folkmoot.core.prefix import Items, RecordKind
 from folkmoot.core.restore import ItemContext, Restore
+from folkmoot.primitives.topic_machine import TopicMachine
 from folkmoot.transport.codec import pack, unpack
 from tests.core.histories import LIMITS, MACHINES, OPERATIONS, History, Server
 from tests.core.prefix_twin import PrefixTwin
@@ -204,6 +205,16 @@ def late_deadlines(patch: pytest.MonkeyPatch) -> None:
 
     original = Restore._take
     patch.setattr(Restore, "_take", take)
+
+
+@plants("what a topic's cursors hold is forgotten")
+def unheld(patch: pytest.MonkeyPatch) -> None:
+    def restore(self: TopicMachine, data: list[Any]) -> None:
+        original(self, data)
+        self._cursors._heap.clear()
+
+    original = TopicMachine.restore_remainder
+    patch.setattr(TopicMachine, "restore_remainder", restore)
 
 
 def nothing(*_: Any) -> None: ...
