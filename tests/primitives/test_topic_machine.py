@@ -25,8 +25,8 @@ SESSIONS = st.integers(1, 3)
 NAMES = st.sampled_from(["a", "b"])
 CONFIGS = st.sampled_from(
     [
-        *({}, {"count": 3}, {"bytes": 5}, {"age_ms": 20}),
-        *({"count": 2, "age_ms": 20}, {"bytes": 5, "age_ms": 20}),
+        *({}, {"count": 1}, {"count": 3}, {"bytes": 5}, {"age_ms": 20}),
+        *({"count": 2, "age_ms": 20}, {"count": 1, "bytes": 5, "age_ms": 20}),
     ]
 )
 
@@ -86,6 +86,11 @@ class TopicAgainstLists(RuleBasedStateMachine):
             Event(s, self.topic.index, "message", list(one)) for s in sorted(self.subscribers)
         ]
         self.settle()
+
+    @rule(who=SESSIONS, count=st.integers(2, 4))
+    def publish_some(self, who: int, count: int) -> None:
+        for _ in range(count):
+            self.publish(who, b".")
 
     @rule(milliseconds=st.sampled_from([1, 8, 30]))
     def advance(self, milliseconds: int) -> None:
@@ -147,8 +152,15 @@ class TopicAgainstLists(RuleBasedStateMachine):
 
     @rule(who=SESSIONS, name=NAMES, off=st.sampled_from([0, 0, 0, 1]), revision=st.integers(0, 12))
     def acknowledge(self, who: int, name: str, off: int, revision: int) -> None:
-        session, token = self.alive[who], self.tokens.get(name, 0) - off
-        line = self.consumers[name]
+        self.move(self.alive[who], name, off, revision)
+
+    @rule(name=NAMES, back=st.integers(0, 4))
+    def acknowledge_lately(self, name: str, back: int) -> None:
+        line, lately = self.consumers[name], [0, *(message[0] for message in self.messages)]
+        self.move(line[0][0] if line else 1, name, 0, lately[-1 - min(back, len(lately) - 1)])
+
+    def move(self, session: int, name: str, off: int, revision: int) -> None:
+        line, token = self.consumers[name], self.tokens.get(name, 0) - off
         answer = self.topic.command(session, "acknowledge", name, token, revision)
         newest = self.messages[-1][0] if self.messages else 0
         if not line or line[0][0] != session or off:
@@ -208,7 +220,7 @@ class TopicAgainstLists(RuleBasedStateMachine):
 
 
 TestTopicAgainstLists = TopicAgainstLists.TestCase
-TestTopicAgainstLists.settings = settings(max_examples=150, stateful_step_count=30)
+TestTopicAgainstLists.settings = settings(max_examples=300, stateful_step_count=40)
 
 
 @pytest.mark.parametrize(
