@@ -1,14 +1,16 @@
 """Topic: messages to all who subscribe, in one order, with a retention and durable cursors.
 
 WHAT IT PROMISES. A message that was answered is in the log once; its REVISION is the index of its
-entry, and all subscribers get all messages in that order, each once. The newest messages are
-RETAINED, by count, bytes and, if configured, age on log time: who subscribes with `since=`, falls
+entry, and all subscribers get all messages in that order, each once. RETAINED are the newest
+`count` and, beyond those, what some cursor has not acknowledged yet; all of it within `bytes`,
+HELD_MAX messages and, if configured, an age on log time. Who subscribes with `since=`, falls
 behind, or loses its session goes on from where it was as far as they reach. Where they do not, the
 reader gets a Resync that names the gap. Nobody who is slow slows anybody else.
 
 A CURSOR is a durable reader with a name: it goes on from what was acknowledged, in whichever
 process. AT LEAST ONCE: what was read and not acknowledged comes again. One consumer at a time has a
-cursor; others stand by, in order. Retention does not wait for cursors.
+cursor; others stand by, in order. A cursor holds what it has not acknowledged also while nobody
+consumes; one that is forgotten costs up to `bytes` until it is deleted.
 
 The machine behind it is in `topic_machine.py`.
 """
@@ -83,15 +85,17 @@ class TopicDescription:
     floor: int
     """The revision of the newest message that is gone; 0: none is."""
     retained: int
+    """More than `count_max` while some cursor holds what it has not acknowledged."""
     retained_bytes: int
     count_max: int
+    """How many of the newest are retained whoever has acknowledged them."""
     bytes_max: int
     age_max: float | None
     """Seconds of log time."""
     subscribers: int
     """Sessions that subscribe."""
     cursors: tuple[CursorDescription, ...]
-    """By name, the first LISTED_MAX of them."""
+    """Those furthest behind first, then by name; LISTED_MAX of them at most."""
     cursor_count: int
     time: float
     """Log time now, in seconds."""
@@ -181,7 +185,10 @@ class Topic(Generic[V]):
         return Consumer(self._resource, name, since, reader, auto_ack)
 
     async def delete_cursor(self, name: str, *, timeout: Duration | None = None) -> bool:
-        """Forget a cursor; False where there is none. Its consumer gets ResourceDeleted."""
+        """Forget a cursor; False where there is none. Its consumer gets ResourceDeleted.
+
+        What only this cursor held beyond the topic's count goes at once.
+        """
         return bool(await self._resource.command("delete_cursor", name, timeout=timeout))
 
     async def subscribers(self, **options: Unpack[ReadOptions]) -> tuple[tuple[int, str], ...]:
