@@ -75,13 +75,13 @@ class RaftConfig:
 class StorageConfig:
     """The log on disk."""
 
-    segment_bytes: int = _number(16 << 20, 1 << 12, 1 << 30)
+    segment_bytes: int = _number(8 << 20, 1 << 12, 1 << 30)
     """A segment is preallocated to this size, zero-filled, and sealed when the next batch does not
     fit.
     """
     batch_bytes_max: int = _number(8 << 20, 1 << 10, 1 << 28)
     """A leader's turn makes no larger batch (one entry may always stand alone)."""
-    compaction_log_bytes: int = _number(12 << 20, 1 << 10, 1 << 40)
+    compaction_log_bytes: int = _number(6 << 20, 1 << 10, 1 << 40)
     """So much log is written behind the compaction index before the next compaction begins, but
     never less than what the last one wrote of records (sessions, locks): how far it stays behind.
     """
