@@ -7,10 +7,12 @@ from typing import Any
 import attrs
 import pytest
 
+from folkmoot.core import backups
 from folkmoot.core.backups import BACKUPS_MAX, READ_BYTES_MAX, READS_MAX, SILENCE_S
 from folkmoot.core.batch import Group, Kind
 from folkmoot.core.connection import ClientConnection
 from folkmoot.core.multiplexer import Multiplexer
+from folkmoot.core.prefix_table import ArchiveTable
 from folkmoot.core.requests import PROTOCOL_VERSION, FrameType, decode, encode, encode_commands
 from folkmoot.core.storage.backup import Backup, BackupWriter
 from folkmoot.core.storage.memory import MemoryFiles
@@ -317,6 +319,41 @@ def test_no_faster_than_the_rate() -> None:
     least_s = backup.table.size_bytes / 1024 - 1.0
     assert least_s > 2
     assert world.now - begun > least_s
+
+
+def test_what_waits_for_the_rate_is_not_taken_for_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backups, "SILENCE_S", 3.0)
+    world = Members(1, storage=attrs.evolve(STORAGE, transfer_bytes_per_s=1 << 10))
+    world.start()
+    world.elect()
+    world.open()
+    for at in range(30):
+        world.put(f"k{at}", "." * 1000)
+    operator = Operator(world, world.leader)
+    table = ArchiveTable.decode(operator.begin(world.leader.replica.multiplexer.index))
+    sizes = [one.entry.end for one in table.files]
+    number = sizes.index(max(sizes))
+    assert sizes[number] > 5 * 1024, "the second read waits for longer than the silence allowed"
+    numbers = [operator.send("snapshot_read", number, 0, size) for size in (sizes[number], 1)]
+    world.run(20)
+    answers = [operator.answer(one) for one in numbers]
+    assert [answer and (answer[0], len(answer[1])) for answer in answers] == [
+        (None, sizes[number]),
+        (None, 1),
+    ]
+
+
+def test_one_that_is_begun_anew_lets_its_first_files_go() -> None:
+    world = cluster()
+    world.put("a", 1)
+    member = world.leader
+    operator = Operator(world, member)
+    first = operator.begin(member.replica.multiplexer.index)
+    world.put("b", 2)
+    assert operator.begin(member.replica.multiplexer.index) != first
+    assert operator.ask("snapshot_end") == (None, True)
+    world.run(0.1)
+    assert not pins(member)
 
 
 def test_an_index_that_is_not_committed_is_waited_for_and_nothing_is_compacted_for_it() -> None:

@@ -357,6 +357,7 @@ def test_it_looks_once_a_second_and_only_where_there_is_something() -> None:
         (None, None, None, (100, 500, None)),
         (70, None, None, (100, 500, 70)),
         (70, 60, None, (100, 500, 60)),
+        (50, 60, None, (100, 500, 50)),
         (None, 60, None, (100, 500, 60)),
         (70, 60, 1000, (0, 0, 60)),
     ],
